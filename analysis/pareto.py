@@ -1,0 +1,203 @@
+"""Accuracy against added parameters: which λ is worth its weights?
+
+One series per method and stage, a point per λ, bars for the spread over seeds. Points that no other
+one beats in both accuracy and parameters form the Pareto front. Fine-tuning and the probe are the
+two ends to compare with: everything may change, nothing may.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.transforms import Bbox
+
+from analysis import canvas
+from analysis.canvas import INK, MUTED, PAPER
+
+_REFERENCES = ("finetune", "scratch", "probe")
+# Places for a label around its point in pixels; a 0 is centred, a negative one ends there.
+_BESIDE = ((8, -18), (-8, 6), (8, 6), (-8, -18), (0, 13), (0, -26), (14, -5), (-14, -5))
+_MARKERS = {"adapt": "o", "pruned": "v", "retrained": "D"}
+
+
+def front(added: Sequence[float], accuracy: Sequence[float]) -> list[bool]:
+    """Which points no other point beats: less or equal parameters and more or equal accuracy.
+
+    Of two equal points both are on the front. A point with an unknown value is never on it.
+    """
+    points = list(zip(added, accuracy, strict=True))
+
+    def beaten(x: float, y: float) -> bool:
+        return any(a <= x and b >= y and (a, b) != (x, y) for a, b in points)
+
+    return [not (math.isnan(x) or math.isnan(y) or beaten(x, y)) for x, y in points]
+
+
+def trade_off(frame: pd.DataFrame, within: float = 1.0) -> Any:
+    """Index of the line with the best trade-off, chosen by validation; test decides nothing.
+
+    Of the methods, the one with the fewest added parameters whose accuracy is less than
+    ``within`` points below fine-tuning; where there is none, or no fine-tuning, the most accurate.
+
+    Args:
+        frame: lines of ``analysis.table.table`` of one task and backbone.
+        within: percentage points.
+
+    Returns:
+        A label of ``frame.index``; None where no method has a known accuracy.
+    """
+    split = "test" if frame["val"].isna().all() else "val"
+    methods = frame[~frame["method"].isin(_REFERENCES)].dropna(subset=[split, "task_percent"])
+    if methods.empty:
+        return None
+    goal = frame.loc[frame["method"] == "finetune", split].max() - within
+    close = methods[methods[split] >= goal]  # empty as well where the goal is NaN
+    if close.empty:
+        return methods.sort_values([split, "task_percent"], ascending=[False, True]).index[0]
+    return close.sort_values(["task_percent", split], ascending=[True, False]).index[0]
+
+
+def pareto_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """What the figure draws.
+
+    Args:
+        frame: what ``analysis.table.table`` returned, of one backbone.
+
+    Returns:
+        ``task``, ``label``, ``method``, ``stage``, ``lam``, ``added`` (all that the task stores
+        without head, in percent of the backbone's parameters), ``accuracy``, ``spread`` (percent, on
+        the test split, or on validation for tasks where a test value is missing), ``split``,
+        ``front``.
+    """
+    points = frame[["task", "label", "method", "stage", "lam"]].copy()
+    points["added"] = frame["task_percent"]
+    for task, lines in frame.groupby("task", sort=False):
+        split = "val" if lines["test"].isna().any() and lines["val"].notna().any() else "test"
+        chosen = points["task"] == task
+        points.loc[chosen, "accuracy"] = lines[split]
+        points.loc[chosen, "spread"] = lines[f"{split}_spread"]
+        points.loc[chosen, "split"] = split
+        on_front = front(list(lines["task_percent"]), list(lines[split]))
+        points.loc[chosen, "front"] = pd.Series(on_front, index=lines.index, dtype=object)
+    return points
+
+
+def pareto_plot(frame: pd.DataFrame) -> Figure:
+    """Draw ``pareto_table(frame)``, one panel per task."""
+    points = pareto_table(frame)
+    tasks = list(dict.fromkeys(points["task"]))
+    columns = min(len(tasks), 3 if len(tasks) > 4 else 2)
+    lines = math.ceil(len(tasks) / columns)
+    width = 7.4 if columns == 1 else 4.6 * columns
+    figure = canvas.figure(width, 0.5 + (3.9 if columns == 1 else 3.4) * lines)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    colours = canvas.palette(points["method"])
+    positive = points["added"][points["added"] > 0]
+    for axes, task in zip(panels, tasks, strict=False):
+        _draw_task(axes, points[points["task"] == task], colours)
+        _scale(axes, positive)
+        axes.set_title(canvas.plain(task), loc="left", fontsize=10, color=INK, fontweight="bold")
+    for axes in panels[len(tasks) :]:
+        axes.remove()
+    _legend(figure, points, colours)
+    figure.draw_without_rendering()  # the layout is known only now, and labels must avoid it
+    for axes, task in zip(panels, tasks, strict=False):
+        _name_points(axes, points[points["task"] == task])
+    return figure
+
+
+def _draw_task(axes: Axes, points: pd.DataFrame, colours: dict[str, str]) -> None:
+    split = {"test": "Test", "val": "Validation"}[points["split"].iloc[0]]
+    x = "Added parameters, % of the backbone (without head)"
+    canvas.dress(axes, x=x, y=f"{split} accuracy, %", grid="both")
+    for line in points.to_dict("records"):
+        if line["method"] in ("finetune", "probe"):
+            axes.axhline(line["accuracy"], color=colours[line["method"]], lw=1, ls=(0, (4, 3)))
+    best = points[points["front"].astype(bool)].sort_values(["added", "accuracy"])
+    axes.step(best["added"], best["accuracy"], where="post", color=MUTED, lw=5, alpha=0.25)
+    for (method, stage), series in points.groupby(["method", "stage"], sort=False):
+        series = series.sort_values("added")
+        spread = series["spread"].fillna(0.0)
+        reference = method in _REFERENCES
+        axes.errorbar(
+            series["added"], series["accuracy"], yerr=spread, color=colours[method],
+            marker="s" if reference else _MARKERS.get(stage, "o"), markersize=6, capsize=2.5,
+            elinewidth=1.1, linewidth=0 if reference else 1.4, markeredgecolor=PAPER,
+            markeredgewidth=0.8, linestyle="-" if stage == "adapt" else ":", zorder=3,
+        )  # fmt: skip
+    axes.margins(y=0.12)
+
+
+def _scale(axes: Axes, positive: pd.Series) -> None:
+    """A logarithmic axis that begins at 0: a probe adds nothing, and log 0 is nowhere."""
+    if positive.empty:
+        axes.set_xlim(-1, 1)
+        return
+    first = 10.0 ** math.floor(math.log10(positive.min()))
+    last = max(float(positive.max()), 10 * first)
+    axes.set_xscale("symlog", linthresh=first, linscale=0.4)
+    decades = [first * 10**i for i in range(round(math.log10(last / first)) + 1)]
+    axes.xaxis.set_major_locator(FixedLocator([0, *decades]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    minor = [k * d for d in decades for k in range(2, 10) if k * d <= last * 1.3]
+    axes.xaxis.set_minor_locator(FixedLocator(minor))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(-0.35 * first, last * 1.9)
+
+
+def _legend(figure: Figure, points: pd.DataFrame, colours: dict[str, str]) -> None:
+    handles = []
+    for method, stage in dict.fromkeys(zip(points["method"], points["stage"], strict=True)):
+        reference = method in _REFERENCES
+        handles.append(
+            Line2D(
+                [], [], color=colours[method], marker="s" if reference else _MARKERS.get(stage, "o"),
+                linewidth=0 if reference else 1.4, linestyle="-" if stage == "adapt" else ":",
+                label=canvas.plain(method if reference or stage == "adapt" else f"{method}, {stage}"),
+            )
+        )  # fmt: skip
+    handles.append(Line2D([], [], color=MUTED, lw=5, alpha=0.25, label="Pareto front"))
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=len(handles) if len(handles) < 7 else 4, frameon=False,
+        fontsize=8.5, labelcolor=INK, columnspacing=1.3, handlelength=1.7, handletextpad=0.5,
+    )  # fmt: skip
+
+
+def _name_points(axes: Axes, points: pd.DataFrame) -> None:
+    """Write each λ once, beside its last stage, where it covers no point, line or other label."""
+    known = points.dropna(subset=["added", "accuracy"])
+    taken = []
+    for _, series in known.groupby(["method", "stage"], sort=False):
+        dots = _pixels(axes, series.sort_values("added"))
+        taken += [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in dots]
+        for (x0, y0), (x1, y1) in itertools.pairwise(dots):
+            steps = [i / 30 for i in range(31)]
+            path = [(x0 + t * (x1 - x0), y0 + t * (y1 - y0)) for t in steps]
+            taken += [Bbox.from_bounds(x - 1, y - 1, 2, 2) for x, y in path]
+    named = known.dropna(subset=["lam"]).drop_duplicates(["method", "lam"], keep="last")
+    for (x, y), line in zip(_pixels(axes, named), named.to_dict("records"), strict=True):
+        text = f"λ {line['lam']:g}"
+        wide, high = 6.2 * len(text), 11.0  # pixels at 100 dpi, which a figure has until saved
+        for dx, dy in _BESIDE:
+            dx = dx if dx > 0 else dx - wide * (1 if dx < 0 else 0.5)
+            box = Bbox.from_bounds(x + dx, y + dy, wide, high)
+            if axes.bbox.containsx(box.x1) and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                axes.annotate(
+                    text, (line["added"], line["accuracy"]), xytext=(0.72 * dx, 0.72 * dy),
+                    textcoords="offset points", fontsize=8, color=INK,
+                ).set_in_layout(False)  # fmt: skip
+                break
+
+
+def _pixels(axes: Axes, points: pd.DataFrame) -> list[tuple[float, float]]:
+    places = axes.transData.transform(points[["added", "accuracy"]].to_numpy(dtype=float))
+    return [(float(x), float(y)) for x, y in places]

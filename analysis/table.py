@@ -1,0 +1,178 @@
+"""The table of a report: rows of runs averaged over seeds, as numbers and as text.
+
+``table`` keeps full precision for figures and tests, ``cells`` rounds for people, and
+``markdown`` writes a pipe table. Spread is always the sample standard deviation (n - 1).
+Two kinds of added parameters stand in columns of their own and are never summed with the head:
+deltas alone, and all that a task stores beside the trunk (as a multiple of it).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis.rows import GROUP, group, labels, order
+
+CAPTION = (
+    "Accuracy is the mean over seeds ± the sample standard deviation. “Deltas” are the weights that "
+    "a task adds to the backbone's layers; “×” is (backbone + all that the task stores: deltas, "
+    "norms, scores) / backbone. Both leave the head out. One MAC is one multiply-add."
+)
+
+
+SORTED_BY = {  # title of a column of `cells` -> the column of `table` that sorts it
+    "Seeds": "seeds",
+    "Test, %": "test",
+    "Validation, %": "val",
+    "Layers adapted": "layers_adapted",
+    "Deltas, % of backbone": "deltas_percent",
+    "Parameters, ×": "multiple",
+    "MACs": "macs",
+    "Size": "bytes",
+}
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Aggregate rows over seeds: one line per task, backbone, method, stage, price and λ.
+
+    Args:
+        records: what ``analysis.rows.rows`` returned.
+
+    Returns:
+        Columns of ``GROUP``, then ``seeds`` (number of runs); ``test``, ``test_spread``, ``val``,
+        ``val_spread`` in percent; ``layers``, ``layers_adapted``; in percent of the backbone's
+        parameters, all without head: ``deltas_percent``, ``norms_percent``, ``scores_percent``
+        and ``task_percent`` (everything the task stores); ``head_percent``; ``multiple``;
+        ``macs``, ``macs_ratio`` to the backbone; ``bytes``; ``seconds``; ``label``. All are means
+        over seeds; unknown values, and the spread of a single seed, are NaN.
+    """
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for record in sorted(records, key=order):
+        found.setdefault(group(record), []).append(record)
+    lines = [
+        dict(zip(GROUP, key, strict=True)) | _aggregate(members) for key, members in found.items()
+    ]
+    names = labels(lines)
+    frame = pd.DataFrame([line | {"label": n} for line, n in zip(lines, names, strict=True)])
+    return frame.astype({"lam": float})
+
+
+def cells(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table as text for people: the same lines, columns with a title and a unit.
+
+    Task and backbone are columns only where there are several.
+    """
+    told = [n for n in ("task", "backbone") if frame[n].nunique() > 1]
+    lines = [
+        {
+            **{name.title(): line[name] for name in told},
+            "Method": line["label"],
+            "Seeds": str(line["seeds"]),
+            "Test, %": plus_minus(line["test"], line["test_spread"]),
+            "Validation, %": plus_minus(line["val"], line["val_spread"]),
+            "Layers adapted": f"{count(line['layers_adapted'])} of {count(line['layers'])}",
+            "Deltas, % of backbone": number(line["deltas_percent"], ".3g"),
+            "Parameters, ×": number(line["multiple"], ".3f"),
+            "MACs": quantity(line["macs"]),
+            "Size": quantity(line["bytes"], "B"),
+        }
+        for line in frame.to_dict("records")
+    ]
+    return pd.DataFrame(lines)
+
+
+def markdown(text: pd.DataFrame) -> str:
+    """A frame of strings as a Markdown pipe table; pipes in names are escaped."""
+    head = "| " + " | ".join(text.columns) + " |"
+    rule = "|" + "|".join(" --- " if i < 2 else " ---: " for i in range(len(text.columns))) + "|"
+    body = [
+        "| " + " | ".join(_one_line(str(value)) for value in line) + " |"
+        for line in text.itertuples(index=False)
+    ]
+    return "\n".join([head, rule, *body])
+
+
+def number(value: float, spec: str = ".1f") -> str:
+    """A number for people; what is unknown is a dash."""
+    return "–" if math.isnan(value) else f"{value:{spec}}"
+
+
+def plus_minus(mean: float, spread: float, spec: str = ".1f") -> str:
+    """``97.8 ± 0.3``, or the mean alone where one seed gives no spread."""
+    return number(mean, spec) + ("" if math.isnan(spread) else f" ± {spread:{spec}}")
+
+
+def count(value: float) -> str:
+    """12 layers stay 12, a mean over seeds such as 7.333 becomes 7.3."""
+    return number(value, ".0f" if float(value).is_integer() else ".1f")
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """Three digits and an SI prefix: 115605504 is ``116 M``, with unit B ``116 MB``."""
+    if math.isnan(value):
+        return "–"
+    for power, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * power:
+            scaled = value / power
+            digits = 0 if scaled >= 99.95 else 1 if scaled >= 9.995 else 2
+            return f"{scaled:.{digits}f} {prefix}{unit}"
+    return f"{value:.0f} {unit}".strip()
+
+
+def _aggregate(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def percent(part: str) -> float:
+        return 100 * _mean([_ratio(m["params"][part], m["params"]["universal"]) for m in members])
+
+    def mean(name: str) -> float:
+        return _mean([_number(m[name]) for m in members])
+
+    test, val = ([_number(m[split]) for m in members] for split in ("test", "val"))
+    return {
+        "seeds": len(members),
+        "metric": members[0]["metric"],
+        "test": 100 * _mean(test),
+        "test_spread": 100 * _spread(test),
+        "val": 100 * _mean(val),
+        "val_spread": 100 * _spread(val),
+        "layers": mean("layers"),
+        "layers_adapted": mean("layers_adapted"),
+        "deltas_percent": percent("deltas"),
+        "norms_percent": percent("norms"),
+        "scores_percent": percent("scores"),
+        "task_percent": percent("task"),
+        "head_percent": percent("head"),
+        "multiple": _mean([_number(m["params"]["multiple"]) for m in members]),
+        "macs": _mean([_number(m["macs"]["student"]) for m in members]),
+        "macs_ratio": _mean([_ratio(m["macs"]["student"], m["macs"]["backbone"]) for m in members]),
+        "bytes": mean("bytes"),
+        "seconds": mean("seconds"),
+    }
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _ratio(part: Any, whole: Any) -> float:
+    return _number(part) / float(whole) if whole else math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [v for v in values if not math.isnan(v)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Sample standard deviation; a single value has none."""
+    known = [v for v in values if not math.isnan(v)]
+    if len(known) < 2:
+        return math.nan
+    mean = _mean(known)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in known) / (len(known) - 1))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

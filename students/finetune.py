@@ -1,0 +1,106 @@
+"""Fine-tuning: the whole network becomes the task's own. The strongest and most expensive reference.
+
+The task holds a trained copy of every tensor of the backbone, so K tasks cost K + 1 networks. It is
+also the default teacher. Source: the common baseline, e.g. Girshick et al., CVPR 2014.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from tailor.adapters import new_head, with_head
+from tailor.backbone import Backbone, norm_tensors
+from tailor.student import LayerState, Output
+
+PAPER = "common baseline"
+KIND = "teacher"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Fine-tuning has no settings of its own."""
+
+
+class Finetune(nn.Module):
+    """A trained network of its own beside the trunk.
+
+    Args:
+        backbone: the trunk, left alone; what changed is measured against it.
+        body: the network that is trained, images to (B, D) features.
+        num_classes: K; ``seed`` of the head's initialisation.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        body: nn.Module,
+        num_classes: int,
+        *,
+        seed: int = 0,
+        method: str = "finetune",
+    ) -> None:
+        super().__init__()
+        self.universal, self.method = backbone, method
+        self.task = nn.Module()
+        self.task.body = body.requires_grad_(True)
+        self.task.head = new_head(backbone.num_features, num_classes, seed)
+
+    def forward(self, images: Tensor) -> Output:
+        """(B, C, H, W) images to (B, K) logits."""
+        return Output(self.task.head(self.task.body(images)))
+
+    def roles(self) -> dict[str, list[nn.Parameter]]:
+        """Norms apart from the rest of the body: weight decay leaves them alone by default."""
+        norms = set(norm_tensors(self.task.body)[0])
+        named = list(self.task.body.named_parameters())
+        return {
+            "body": [p for n, p in named if n not in norms],
+            "norms": [p for n, p in named if n in norms],
+            "head": list(self.task.head.parameters()),
+        }
+
+    def anchors(self) -> dict[nn.Parameter, Tensor]:
+        """None: ordinary weight decay."""
+        return {}
+
+    def idle(self) -> list[nn.Parameter]:
+        """None: everything moves."""
+        return []
+
+    def price(self, epoch: float) -> None:
+        """Nothing has a price."""
+
+    def layer_states(self) -> list[LayerState]:
+        """Every layer is the task's own."""
+        own = dict(self.universal.model.named_parameters())
+        tuned = dict(self.task.body.named_parameters())
+        states = []
+        for layer in self.universal.layers:
+            name = layer.tensors[0]
+            change = (tuned[name] - own[name]).norm() / own[name].norm().clamp_min(1e-12)
+            states.append(
+                LayerState(
+                    name=layer.name,
+                    kind=layer.kind,
+                    params=layer.params,
+                    macs=layer.macs,
+                    on=True,
+                    score=None,
+                    change=float(change.detach()),
+                )
+            )
+        return states
+
+    def merge(self) -> nn.Module:
+        """The trained network with its head, in evaluation mode."""
+        return with_head(copy.deepcopy(self.task.body), self.task.head).eval()
+
+
+def build(
+    backbone: Backbone, num_classes: int, config: Config | None = None, *, seed: int = 0
+) -> Finetune:
+    """A copy of the backbone's network with a new head, all of it trained."""
+    return Finetune(backbone, copy.deepcopy(backbone.model), num_classes, seed=seed)

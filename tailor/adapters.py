@@ -1,0 +1,91 @@
+"""The task-specific parts that two or more methods share.
+
+``NamedTensors`` holds tensors under the dotted names of the layers that they stand in for;
+``task_norms`` copies the normalisation layers of a backbone; ``new_head`` is the linear classifier;
+``with_head`` turns a body and a head into the plain network that ``merge`` returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tailor.backbone import norm_tensors
+
+
+class NamedTensors(nn.Module):
+    """Parameters and buffers under dotted names, as a map.
+
+    ``nn.ParameterDict`` refuses dots, so "/" stands for "." inside; a layer's name never holds a "/".
+
+    Args:
+        params: trained tensors by name; cloned.
+        buffers: tensors that move without gradient (running statistics); cloned.
+    """
+
+    def __init__(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None = None):
+        super().__init__()
+        for name, tensor in params.items():
+            self.register_parameter(_inside(name), nn.Parameter(tensor.detach().clone()))
+        for name, tensor in (buffers or {}).items():
+            self.register_buffer(_inside(name), tensor.detach().clone())
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = getattr(self, _inside(name))
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (
+            _inside(name) in self._parameters or _inside(name) in self._buffers
+        )
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """(dotted name, tensor), parameters first."""
+        for inside, tensor in [*self._parameters.items(), *self._buffers.items()]:
+            if tensor is not None:
+                yield inside.replace("/", "."), tensor
+
+
+def _inside(name: str) -> str:
+    return name.replace(".", "/")
+
+
+def task_norms(model: nn.Module) -> NamedTensors:
+    """This task's own normalisation: affine parameters and running statistics, as in ``model``.
+
+    Source: TAPS trains affine and statistics of every layer whatever its gate (taps_net.py);
+    Bilen & Vedaldi, Universal representations, 2017, for domain-specific norms.
+    """
+    params, buffers = norm_tensors(model)
+    own_params, own_buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    return NamedTensors({n: own_params[n] for n in params}, {n: own_buffers[n] for n in buffers})
+
+
+def new_head(num_features: int, num_classes: int, seed: int) -> nn.Linear:
+    """A linear classifier (D -> K), its initialisation a function of ``seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Linear(num_features, num_classes)
+
+
+def with_head(body: nn.Module, head: nn.Linear) -> nn.Module:
+    """The plain network: ``body`` with ``head`` where the architecture has its classifier.
+
+    For timm models that is a plain timm model; ``nn.Sequential`` where the classifier is no
+    linear layer on the pooled features.
+    """
+    if not hasattr(body, "reset_classifier") or not hasattr(body, "get_classifier"):
+        return nn.Sequential(body, head)
+    body.reset_classifier(head.out_features)
+    classifier = body.get_classifier()
+    if not isinstance(classifier, nn.Linear) or classifier.weight.shape != head.weight.shape:
+        body.reset_classifier(0)
+        return nn.Sequential(body, head)
+    classifier.to(head.weight.device, head.weight.dtype)
+    with torch.no_grad():
+        classifier.weight.copy_(head.weight)
+        if classifier.bias is not None and head.bias is not None:
+            classifier.bias.copy_(head.bias)
+    return body

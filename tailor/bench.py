@@ -1,0 +1,346 @@
+"""What a method costs in seconds and memory, against plain fine-tuning of the same network.
+
+Two worker processes stay alive, one with the plain network, one with the method's student, and the
+parent lets them compute in turns: plain, method, method, plain, ... so that never more than one
+computes and both see the same machine. A ratio compares the two turns of one round; the median
+over the rounds is reported, and how far the rounds lie apart.
+
+Plain means: the network of timm with a new head, every parameter trained by torch's own SGD with
+momentum, in eager mode, no code of ours in its step. The method runs the step that ``fit`` runs.
+Inference compares ``student.merge()`` with the plain network.
+
+The clock is the process's CPU time for one thread on the CPU, which a busy machine disturbs least,
+and wall time for everything else; wall-clock numbers are always beside it. Peak memory is the
+largest resident size of the whole process (interpreter, libraries, weights, activations) until
+training ends; on CUDA, the largest size of allocated tensors. Left out: reading images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import select
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tailor import catalog, train
+from tailor.adapters import new_head, with_head
+from tailor.backbone import Backbone
+from tailor.cost import spread
+from tailor.errors import BadInput
+
+CLASSES = 10
+_PATIENCE_SECONDS = 900.0  # for one answer of a worker; a step takes seconds, building a minute
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to measure. The defaults end within a minute on two cores."""
+
+    method: str = "taps"
+    """Whose training step and merged network; `tailor list methods`."""
+    backbone: str = "resnet34"
+    """Of the method and of the plain network, with random weights; `tailor list backbones`."""
+    px: int = 64
+    """Side of the square input."""
+    batch: int = 32
+    """Images in a training step, and in the larger inference batch."""
+    threads: int = 1
+    """Threads of the CPU that one step may use."""
+    rounds: int = 7
+    """Turns of each side; ratios are medians over them."""
+    steps: int = 2
+    """Training steps in one turn."""
+    device: str = "cpu"
+    """cpu, cuda or mps."""
+    channels_last: bool = False
+    """Images and weights with channels innermost in memory, on both sides."""
+    bf16: bool = False
+    """Forward pass in bfloat16 (autocast), on both sides."""
+    lr: float = 0.01
+    """Learning rate of SGD with momentum 0.9; changes no time, but must keep the loss finite."""
+
+
+def run(
+    config: Config, on_progress: Callable[[int, int, str], None] | None = None
+) -> dict[str, Any]:
+    """Measure one method.
+
+    Args:
+        config: what to measure.
+        on_progress: told (turns done, turns in all, what runs now).
+
+    Returns:
+        The fields of ``bench --json``. ``train`` and ``infer`` (at ``batch``) and ``infer_batch1``:
+        images/s of ``plain`` and ``method``, median ``ratio`` (above 1: faster than plain), its
+        interquartile range ``spread``, and the same by wall clock under ``wall``.
+
+    Raises:
+        BadInput: an unknown method or backbone, a number that must be positive, a device that is
+            not there.
+        RuntimeError: a worker died or fell silent; the message ends with its last words.
+    """
+    _check(config)
+    turns = 3 * 2 * config.rounds
+    done = 0
+    report: dict[str, Any] = {}
+    with contextlib.ExitStack() as stack:
+        sides = {
+            side: stack.enter_context(contextlib.closing(_Worker(side, config)))
+            for side in ("plain", "method")
+        }
+        for worker in sides.values():
+            worker.receive()  # both build at once, then only one computes at a time
+        # A step takes about as long as three passes, and a pass of one image is a short one.
+        passes = 3 * config.steps
+        for what, command in {
+            "train": {"do": "train", "calls": config.steps, "batch": config.batch},
+            "infer": {"do": "infer", "calls": passes, "batch": config.batch},
+            "infer_batch1": {"do": "infer", "calls": 4 * passes, "batch": 1},
+        }.items():
+            for worker in sides.values():
+                worker.ask({**command, "calls": 1})  # warm up: memory, kernels, optimiser state
+            seconds: dict[str, list[dict[str, float]]] = {"plain": [], "method": []}
+            for turn in range(config.rounds):
+                order = ("plain", "method") if turn % 2 == 0 else ("method", "plain")
+                for side in order:
+                    if on_progress is not None:
+                        on_progress(done, turns, f"{what} {side}")
+                    seconds[side].append(sides[side].ask(command))
+                    done += 1
+            report[what] = _compare(seconds, command["calls"] * command["batch"], _clock(config))
+            if what == "train":
+                peaks = {side: worker.ask({"do": "peak"})["mb"] for side, worker in sides.items()}
+                report["train"] |= {"peak_mb_plain": peaks["plain"], "peak_mb": peaks["method"]}
+        if on_progress is not None:
+            on_progress(done, turns, "done")
+    return {**dataclasses.asdict(config), **report, "clock": _clock(config)} | _made_by(config)
+
+
+def _check(config: Config) -> None:
+    catalog.load("students", config.method, "method")
+    for name in ("px", "batch", "threads", "rounds", "steps"):
+        if (value := getattr(config, name)) < 1:
+            raise BadInput(f"{name} is {value}; give --{name} 1 or more")
+    if not config.lr > 0:
+        raise BadInput(f"lr is {config.lr}; give --lr above 0")
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present.get(config.device, False):
+        here = ", ".join(name for name, there in present.items() if there)
+        raise BadInput(f"device {config.device!r} is not here; give --device {here}")
+
+
+def _clock(config: Config) -> Literal["cpu", "wall"]:
+    return "cpu" if config.device == "cpu" and config.threads == 1 else "wall"
+
+
+def _compare(seconds: dict[str, list[dict[str, float]]], images: int, clock: str) -> dict[str, Any]:
+    """Images per second of both sides, and their ratio round by round."""
+
+    def by(clock: str) -> dict[str, float]:
+        plain, method = ([turn[clock] for turn in seconds[side]] for side in ("plain", "method"))
+        ratios = [p / m for p, m in zip(plain, method, strict=True)]
+        return {
+            "plain": round(images / statistics.median(plain), 3),
+            "method": round(images / statistics.median(method), 3),
+            "ratio": round(statistics.median(ratios), 4),
+            "spread": round(spread(ratios), 4),
+        }
+
+    return {**by(clock), "wall": by("wall")}
+
+
+def _made_by(config: Config) -> dict[str, Any]:
+    cuda = config.device == "cuda"
+    name = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} cores"
+    return {"torch": torch.__version__, "machine": name}
+
+
+class _Worker:
+    """A process that computes when it is asked; one line of JSON each way."""
+
+    def __init__(self, side: str, config: Config) -> None:
+        self.side = side
+        self.words = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would block it
+        threads = str(config.threads)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tailor.bench", "--worker", side],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.words,
+            text=True,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": threads,
+                "MKL_NUM_THREADS": threads,
+                "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+            },
+        )
+        self.send(dataclasses.asdict(config))
+
+    def send(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died: receive() says so
+            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.flush()
+
+    def receive(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], _PATIENCE_SECONDS)
+        line = self.process.stdout.readline() if ready else ""
+        if not line:
+            gone = f"died with status {self.process.wait()}" if ready else "fell silent"
+            self.words.seek(0)
+            last = self.words.read().strip().splitlines()[-1:] or ["it said nothing"]
+            raise RuntimeError(f"the {self.side} worker of the benchmark {gone}: {last[0]}")
+        answer: dict[str, Any] = json.loads(line)
+        if "bad_input" in answer:
+            raise BadInput(answer["bad_input"])
+        return answer
+
+    def ask(self, message: dict[str, Any]) -> dict[str, float]:
+        self.send(message)
+        return self.receive()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.words.close()
+
+
+# In the worker --------------------------------------------------------------------------------
+
+Step = Callable[[Tensor, Tensor], object]
+
+
+def _plain(config: Config, backbone: Backbone) -> tuple[Step, Callable[[], nn.Module]]:
+    """Ordinary fine-tuning, as a user of timm would write it."""
+    model = with_head(backbone.model, new_head(backbone.num_features, CLASSES, seed=0))
+    model = _placed(model, config).requires_grad_(True).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9)
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        optimizer.zero_grad()
+        with torch.autocast(config.device, torch.bfloat16, enabled=config.bf16):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    return step, model.eval
+
+
+def _method(config: Config, backbone: Backbone) -> tuple[Step, Callable[[], nn.Module]]:
+    """The step of ``fit``, on a student of the method as its defaults have it."""
+    method = catalog.load("students", config.method, "method")
+    student = _placed(method.build(backbone, CLASSES, method.Config()), config).train()
+    settings = train.Settings(lr=config.lr, bf16=config.bf16, batch=config.batch)
+    optimizer = train.build_optimizer(student, settings)
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        # At the last epoch every price acts: the dearest step that the method has.
+        train.training_step(student, optimizer, images, labels, settings, epoch=settings.epochs)
+
+    return step, student.merge
+
+
+def _placed(network: Any, config: Config) -> Any:
+    network = network.to(config.device)
+    return network.to(memory_format=torch.channels_last) if config.channels_last else network
+
+
+class _Side:
+    """What one worker answers; every answer is a small dictionary of numbers."""
+
+    def __init__(self, side: str, config: Config) -> None:
+        torch.set_num_threads(config.threads)
+        torch.manual_seed(0)
+        self.config = config
+        backbone = Backbone.create(config.backbone, weights="random", px=config.px)
+        self.step, self.finish = (_plain if side == "plain" else _method)(config, backbone)
+        images = torch.randn(config.batch, *backbone.input_size).to(config.device)
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.images = images.contiguous(memory_format=layout)
+        self.labels = torch.randint(CLASSES, (config.batch,)).to(config.device)
+        self.network: nn.Module | None = None
+
+    def train(self, calls: int, batch: int) -> dict[str, float]:
+        return self._timed(lambda: self.step(self.images[:batch], self.labels[:batch]), calls)
+
+    def infer(self, calls: int, batch: int) -> dict[str, float]:
+        if self.network is None:
+            self.network = self.finish().eval()
+        network, images = self.network, self.images[:batch]
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.config.device, torch.bfloat16, enabled=self.config.bf16),
+        ):
+            return self._timed(lambda: network(images), calls)
+
+    def peak(self) -> dict[str, float]:
+        if self.config.device == "cuda":
+            return {"mb": round(torch.cuda.max_memory_allocated() / 1e6, 1)}
+        return {"mb": round(_peak_resident_bytes() / 1e6, 1)}
+
+    def _timed(self, call: Callable[[], object], calls: int) -> dict[str, float]:
+        self._wait()
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(calls):
+            call()
+        self._wait()
+        return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+
+    def _wait(self) -> None:
+        if self.config.device != "cpu":
+            getattr(torch, self.config.device).synchronize()
+
+
+def _peak_resident_bytes() -> int:
+    """Largest resident size of this process so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss of Linux starts at the size of the parent; this one does not
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _work(side: str) -> None:
+    """Answer each line of standard input with one line on standard output."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+
+    def answer(message: dict[str, Any]) -> None:
+        print(json.dumps(message), file=answers, flush=True)
+
+    try:
+        asked = _Side(side, Config(**json.loads(sys.stdin.readline())))
+    except BadInput as error:
+        answer({"bad_input": str(error)})
+        return
+    answer({})
+    for line in sys.stdin:
+        command = json.loads(line)
+        answer(getattr(asked, command.pop("do"))(**command))
+
+
+if __name__ == "__main__":
+    _work(sys.argv[sys.argv.index("--worker") + 1])

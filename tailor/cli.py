@@ -1,0 +1,321 @@
+"""The ``tailor`` command: one verb, its options, its result.
+
+Options are the fields of dataclasses, typed and explained where they are defined; tyro makes the command
+line of them. Results go to standard output (with ``--json`` one JSON document and nothing else),
+progress and errors to standard error. Exit codes: 0 done, 1 a defect of ours, 2 something that the user
+can mend, 130 interrupted; repeating the command resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tailor.errors import BadInput
+
+VERBS = {
+    "teach": "train a teacher: fine-tuned, from scratch, or a probe",
+    "adapt": "adapt the frozen backbone, learning where it must change",
+    "prune": "remove what a student switched off",
+    "retrain": "continue a pruned student",
+    "evaluate": "measure a finished run again",
+    "merge": "fold a finished run into one plain network",
+    "report": "tables and pictures from runs: .html, .md or .json",
+    "bench": "step time and memory against plain fine-tuning",
+    "list": "methods, tasks and backbones",
+}
+USAGE = """\
+tailor: adapt one frozen, pre-trained network to many tasks by learning where it must change.
+
+usage: tailor VERB [options]        tailor VERB --help explains each with examples
+
+{verbs}
+
+The main path:
+  tailor teach  --task digits --backbone small_resnet --mode scratch --px 32 --out runs/teacher
+  tailor adapt  --task svhn --method taps --backbone resnet34 --lam 0.1 --out runs/svhn/taps
+  tailor prune  runs/svhn/taps --out runs/svhn/taps-pruned
+  tailor retrain runs/svhn/taps-pruned --epochs 5
+  tailor report runs/svhn/* --out report.html
+
+Every verb takes --json. Repeating a command resumes its run.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(args)
+    except BadInput as error:
+        print(f"tailor: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tailor: interrupted; repeat the command to continue", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output left: `tailor list backbones | head`
+        sys.stderr.close()
+        return 0
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        width = max(map(len, VERBS))
+        print(USAGE.format(verbs="\n".join(f"  {v:{width}}  {what}" for v, what in VERBS.items())))
+        return 0
+    if args[0] in ("--version", "-V"):
+        from tailor.run import made_by
+
+        print(" ".join(f"{k} {v}" for k, v in made_by().items()))
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        from tailor.catalog import unknown
+
+        raise unknown("verb", verb, VERBS)
+    machine = "--json" in rest
+    rest = [a for a in rest if a != "--json"]
+    command = shlex.join(["tailor", verb, *rest])
+    result, show = _COMMANDS[verb](rest, command, machine)
+    if machine:
+        print(json.dumps(result))
+    else:
+        show(result)
+    return 0
+
+
+Shown = tuple[Any, Callable[[Any], None]]  # what --json prints, and who prints it to people
+
+
+def _parse(kind: Any, verb: str, args: list[str]) -> Any:
+    import tyro
+
+    try:
+        return tyro.cli(
+            kind,
+            prog=f"tailor {verb}",
+            args=args,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
+    except SystemExit as stop:
+        sys.exit(stop.code if stop.code in (0, None) else 2)
+
+
+def _teller(machine: bool) -> Callable[[str], Any]:
+    from tailor.distributed import Group
+    from tailor.progress import for_terminal
+
+    return lambda title: for_terminal(title, quiet=machine or Group.current().rank > 0)
+
+
+def _teach(args: list[str], command: str, machine: bool) -> Shown:
+    from tailor import workflow
+    from tailor.distributed import joined
+
+    options = _parse(workflow.Teach, "teach", args)
+    with joined():
+        return workflow.teach(options, tell=_teller(machine), command=command), _show_result
+
+
+def _adapt(args: list[str], command: str, machine: bool) -> Shown:
+    from tailor import catalog, workflow
+    from tailor.distributed import joined
+
+    # The method brings options of its own, so it must be known before the others are parsed.
+    name = _peek(args, "--method", "taps")
+    method = catalog.load("students", name, "method")
+    options = _parse(workflow.Adapt[method.Config], "adapt", args)
+    with joined():
+        return workflow.adapt(options, tell=_teller(machine), command=command), _show_result
+
+
+def _peek(args: list[str], flag: str, default: str) -> str:
+    for i, arg in enumerate(args):
+        if arg == flag and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(f"{flag}="):
+            return arg.partition("=")[2]
+    return default
+
+
+def _prune(args: list[str], command: str, machine: bool) -> Shown:
+    from tailor import workflow
+
+    options = _parse(workflow.Prune, "prune", _positional(args))
+    return workflow.prune(options, tell=_teller(machine), command=command), _show_result
+
+
+def _retrain(args: list[str], command: str, machine: bool) -> Shown:
+    from tailor import workflow
+    from tailor.distributed import joined
+
+    options = _parse(workflow.Retrain, "retrain", _positional(args))
+    with joined():
+        return workflow.retrain(options, tell=_teller(machine), command=command), _show_result
+
+
+def _positional(args: list[str]) -> list[str]:
+    """`prune RUN ...` as `prune --run RUN ...`: tyro's positionals would have to be last fields."""
+    return ["--run", *args] if args and not args[0].startswith("-") else args
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure a finished run again, on any split.
+
+    Example: tailor evaluate runs/svhn/taps --split val
+    """
+
+    run: Path
+    """A finished run."""
+    split: Literal["train", "val", "test"] = "test"
+    """Which images."""
+    device: str = "auto"
+    """Where to compute."""
+    root: str | None = None
+    """Folder with the data sets, if it moved since."""
+
+
+def _evaluate(args: list[str], command: str, machine: bool) -> Shown:
+    from tailor import workflow
+
+    o = _parse(Evaluate, "evaluate", _positional(args))
+    result = workflow.evaluate(o.run, split=o.split, device=o.device, root=o.root)
+    return result, lambda r: print(
+        f"{r['run']}: {r['metric']} {100 * r['value']:.2f} % on {r['n']} images of {r['task']} "
+        f"({r['split']})"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Fold a finished run into one plain network: a state dict under timm's names.
+
+    Example: tailor merge runs/svhn/taps-pruned-retrained --out svhn.safetensors
+    """
+
+    run: Path
+    """A finished run."""
+    out: Path
+    """A .safetensors file; load it with timm.create_model(NAME, num_classes=K)."""
+
+
+def _merge(args: list[str], command: str, machine: bool) -> Shown:
+    from tailor import workflow
+
+    o = _parse(Merge, "merge", _positional(args))
+    return workflow.merge(o.run, o.out), lambda r: print(
+        f"{r['out']}: {r['backbone']} with {r['classes']} classes, {r['bytes']:,} bytes"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Tables and pictures from one or many finished runs.
+
+    Example: tailor report runs/svhn/* --out report.html
+
+    The suffix decides: .html (one self-contained page), .md (with pictures beside it), .json.
+    Without --out the table is printed.
+    """
+
+    runs: Annotated[tuple[Path, ...], "positional"]
+    """Run directories."""
+    out: Path | None = None
+    """File to write."""
+
+
+def _report(args: list[str], command: str, machine: bool) -> Shown:
+    import tyro
+
+    from tailor import catalog
+
+    kind = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(Report)
+    o = _parse(kind, "report", args)
+    if not o.runs:
+        raise BadInput("no run given; name run directories, as in `tailor report runs/svhn/*`")
+    rows = catalog.load("analysis", "rows", "analysis")
+    found = rows.read_runs(o.runs)
+    if o.out is not None:
+        catalog.load("analysis", "report", "analysis").write_report(o.runs, o.out)
+    result = {"rows": rows.rows(found)}
+    return result, lambda r: _show_table(r["rows"], o.out)
+
+
+def _bench(args: list[str], command: str, machine: bool) -> Shown:
+    from tailor import bench
+
+    result = bench.run(_parse(bench.Config, "bench", args))
+    return result, bench.show
+
+
+def _list(args: list[str], command: str, machine: bool) -> Shown:
+    from tailor import listing
+
+    kinds = tuple(listing.KINDS)
+    if not args or args[0] in ("-h", "--help"):
+        print(f"usage: tailor list {' | '.join(kinds)} [PATTERN]   e.g. tailor list backbones 'vit*'")
+        raise SystemExit(0)
+    rows = listing.entries(args[0], args[1] if len(args) > 1 else "*")
+    return rows, listing.show
+
+
+_COMMANDS: dict[str, Callable[[list[str], str, bool], Shown]] = {
+    "teach": _teach,
+    "adapt": _adapt,
+    "prune": _prune,
+    "retrain": _retrain,
+    "evaluate": _evaluate,
+    "merge": _merge,
+    "report": _report,
+    "bench": _bench,
+    "list": _list,
+}
+
+
+def _show_result(result: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    _show_table([result], None)
+    Console().print(f"run: {result['run']}", highlight=False, markup=False)
+
+
+def _show_table(rows: list[dict[str, Any]], out: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for name in ("run", "task", "method", "stage", "val %", "test %", "layers", "multiple", "MACs"):
+        table.add_column(name, justify="left" if name in ("run", "task", "method", "stage") else "right")
+    table.add_column("bytes", justify="right")
+    for r in rows:
+        table.add_row(
+            str(r["run"]),
+            str(r["task"]),
+            str(r["method"]),
+            str(r["stage"]),
+            _percent(r["val"]),
+            _percent(r["test"]),
+            f"{r['layers_adapted']}/{r['layers']}",
+            f"{r['params']['multiple']:.3f}x",
+            f"{r['macs']['student']:,}",
+            f"{r['bytes']:,}",
+        )
+    console = Console()
+    console.print(table)
+    if out is not None:
+        console.print(f"written: {out}", highlight=False, markup=False)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"

@@ -1,0 +1,71 @@
+"""What there is: ``tailor list methods | tasks | backbones``."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+import timm
+from rich.console import Console
+from rich.table import Table
+
+from tailor import catalog
+from tailor.backbone import families
+
+KINDS = ("methods", "tasks", "backbones")
+
+
+def entries(kind: str, pattern: str = "*") -> list[dict[str, Any]]:
+    """Name, origin and kind of everything of a sort.
+
+    Args:
+        kind: one of ``KINDS``.
+        pattern: shell pattern for the names.
+
+    Raises:
+        BadInput: unknown kind.
+    """
+    if kind not in KINDS:
+        raise catalog.unknown("list", kind, KINDS)
+    found = {"methods": _methods, "tasks": _tasks, "backbones": _backbones}[kind]()
+    return [e for e in found if fnmatch.fnmatch(e["name"], pattern)]
+
+
+def _methods() -> list[dict[str, Any]]:
+    found = []
+    for name in catalog.names("students"):
+        module = catalog.load("students", name, "method")
+        found.append({"name": name, "paper": module.PAPER, "kind": module.KIND})
+    return found
+
+
+def _tasks() -> list[dict[str, Any]]:
+    found = []
+    for name in catalog.names("tailor.datasets"):
+        facts = catalog.load("tailor.datasets", name, "task").FACTS
+        found.append({"name": name, "paper": facts.title, "kind": f"{facts.classes} classes"})
+    return found + [
+        {"name": "folder:PATH", "paper": "class folders in train/ and test/ or val/", "kind": "own"},
+        {"name": "npz:PATH", "paper": "train.npz, test.npz, dataset.json", "kind": "own"},
+        {"name": "torchvision:CLASS", "paper": "any classification set there", "kind": "own"},
+    ]
+
+
+def _backbones() -> list[dict[str, Any]]:
+    fetched = set(timm.list_models(pretrained=True))
+    known = {m.split(".")[0] for m in fetched}
+    ours = [{"name": n, "paper": "teachers/", "kind": "own family"} for n in families()]
+    return ours + [
+        {"name": n, "paper": "timm", "kind": "pretrained" if n in known else "random only"}
+        for n in timm.list_models()
+    ]
+
+
+def show(found: list[dict[str, Any]]) -> None:
+    """A table for people."""
+    table = Table(box=None, header_style="bold")
+    for column in ("name", "what", "kind"):
+        table.add_column(column)
+    for entry in found:
+        table.add_row(entry["name"], entry["paper"], entry["kind"])
+    Console().print(table)

@@ -1,0 +1,116 @@
+"""Progress: a bar for people, one line per epoch for logs, silence for machines.
+
+``fit`` speaks to a ``Progress``; all of them write to standard error, so that ``--json`` has standard
+output to itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress as RichProgress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)  # fmt: skip
+
+
+class Progress(Protocol):
+    """Who is told how far a training is."""
+
+    def begin(self, total: int, done: int) -> None:
+        """``total`` steps are to be done, ``done`` of them are."""
+
+    def advance(self, steps: int, seen: dict[str, float]) -> None:
+        """``steps`` more are done; ``seen`` holds loss and error of the epoch so far."""
+
+    def epoch(self, number: int, of: int, record: dict[str, Any]) -> None:
+        """An epoch ended with this record of the log."""
+
+    def say(self, line: str) -> None:
+        """Something worth a line."""
+
+    def end(self) -> None:
+        """All steps are done."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def begin(self, total: int, done: int) -> None: ...
+
+    def advance(self, steps: int, seen: dict[str, float]) -> None: ...
+
+    def epoch(self, number: int, of: int, record: dict[str, Any]) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Lines(Silent):
+    """One line per epoch: for logs and pipes."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def epoch(self, number: int, of: int, record: dict[str, Any]) -> None:
+        self.say(f"epoch {number}/{of}  {_summary(record)}")
+
+    def say(self, line: str) -> None:
+        print(f"{self.title}: {line}", file=sys.stderr, flush=True)
+
+
+class Bar:
+    """A bar with loss, validation and the time that is left."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", style="dim"),
+            console=Console(stderr=True),
+        )
+        self.row, self.note = self.bar.add_task(title, total=None, note=""), ""
+
+    def begin(self, total: int, done: int) -> None:
+        self.bar.update(self.row, total=total, completed=done)
+        self.bar.start()
+
+    def advance(self, steps: int, seen: dict[str, float]) -> None:
+        self.bar.update(self.row, advance=steps, note=f"loss {seen['loss']:.3f}  {self.note}")
+
+    def epoch(self, number: int, of: int, record: dict[str, Any]) -> None:
+        self.note = _summary(record)
+        self.bar.update(self.row, note=self.note)
+
+    def say(self, line: str) -> None:
+        self.bar.console.print(f"{self.title}: {line}", highlight=False, markup=False)
+
+    def end(self) -> None:
+        self.bar.stop()
+
+
+def _summary(record: dict[str, Any]) -> str:
+    words = [f"loss {record['train_loss']:.3f}"]
+    if record.get("val") is not None:
+        words.append(f"val {100 * record['val']:.1f} %")
+    if "scores" in record:
+        words.append(f"adapted {100 * record['share_params']:.1f} % of weights")
+    return "  ".join(words)
+
+
+def for_terminal(title: str, *, quiet: bool = False) -> Progress:
+    """A bar where somebody watches, lines where nobody does, silence where asked."""
+    if quiet:
+        return Silent()
+    return Bar(title) if sys.stderr.isatty() else Lines(title)

@@ -1,0 +1,302 @@
+"""A run directory: what was asked, how it went, and where it stands, through any crash.
+
+    run.json              the command, as JSON; a directory belongs to one command
+    log.jsonl             one JSON object per line: training steps and epochs
+    tensorboard/          the same for TensorBoard
+    last.safetensors      checkpoint to resume from
+    best.safetensors      the task's tensors at the best validation metric
+    student.safetensors   the task's tensors in the end
+    result.json           the outcome; written last, so its presence means "finished"
+
+Every file is written beside its place, fsync'ed and renamed, so that a reader sees the old or the new
+one and never half of either. Nothing is pickled. Left out: what to train (``train.py``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from tailor.errors import BadInput
+
+SCHEMA = 1
+# These may differ when a command is repeated: they say where it runs, not what it computes.
+PLACE = ("device", "root", "workers", "checkpoint_seconds", "memory_gb", "log_every")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write ``path`` into ``BadInput``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise BadInput(
+                f"no space left to write {path}: free some and repeat the command; "
+                f"what was written before is intact"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise BadInput(
+                f"no permission to write {path}: choose another --out or change its mode"
+            ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            raise BadInput(
+                f"cannot write {path}: a part of that path is a file; choose another --out"
+            ) from error
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` at once, or leave it untouched.
+
+    Raises:
+        BadInput: no space or no permission.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp's 0600 would lock out others
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(beside)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive a power cut
+        finally:
+            os.close(folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically; not-a-number becomes null."""
+    write_bytes(path, (json.dumps(_finite(value), indent=1) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; ``BadInput`` names the file where it is missing or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise BadInput(f"{path} does not exist") from error
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read ({error}); restore it or delete the run") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -> None:
+    """Write tensors as safetensors, atomically; ``about`` is kept as JSON in the header."""
+    plain = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
+    write_bytes(path, save(plain, {"about": json.dumps(about)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Tensors and ``about`` of a file written by ``write_tensors``.
+
+    Raises:
+        BadInput: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("about", "null"))
+            return {n: file.get_tensor(n) for n in file.keys()}, about  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise BadInput(
+            f"{path} is missing or damaged ({error}); restore it, or delete the run and repeat it"
+        ) from error
+
+
+def made_by() -> dict[str, str]:
+    """Versions of what computes the numbers."""
+    found = {"torch": torch.__version__}
+    for package in ("tailor-vision", "timm", "torchvision", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+class Run:
+    """One open run directory, locked against a second writer.
+
+    Args:
+        path: the directory; made where it is missing.
+        verb: ``teach``, ``adapt``, ``prune`` or ``retrain``.
+        config: everything that the command said, JSON-able.
+        command: the command line, for the report.
+        writer: False for a process that only follows the one that writes.
+
+    Raises:
+        BadInput: the directory belongs to another command, is in use, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        verb: str,
+        config: dict[str, Any],
+        command: str = "",
+        *,
+        writer: bool = True,
+    ) -> None:
+        self.path, self.writer = Path(path), writer
+        self._lock: IO[str] | None = None
+        if not writer:
+            return
+        asked = json.loads(json.dumps(config))
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self.path)
+        known = self.path / "run.json"
+        if known.exists():
+            belongs_to(self.path, read_json(known), verb, asked)
+        else:
+            others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
+            if others:
+                raise BadInput(
+                    f"{self.path} is no run directory but holds {others[0]!r}; "
+                    f"choose an empty or new --out"
+                )
+            write_json(
+                known,
+                {
+                    "schema": SCHEMA,
+                    "verb": verb,
+                    "config": asked,
+                    "command": command,
+                    "made_by": made_by(),
+                },
+            )
+
+    def close(self) -> None:
+        """Give the directory free for the next writer."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The outcome of a finished run, None before."""
+        path = self.path / "result.json"
+        return dict(read_json(path)) if path.exists() else None
+
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and state of the last checkpoint, None where there is none."""
+        path = self.path / "last.safetensors"
+        if not path.exists():
+            return None
+        tensors, about = read_tensors(path)
+        return tensors, dict(about)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to log.jsonl."""
+        if not self.writer:
+            return
+        path = self.path / "log.jsonl"
+        with writing(path), path.open("a") as file:
+            file.write(json.dumps(_finite(record)) + "\n")
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Forget what was logged of ``stage`` after ``step``: it will be computed again."""
+        path = self.path / "log.jsonl"
+        if not (self.writer and path.exists()):
+            return
+        kept = [
+            r for r in read_log(path) if r.get("stage") != stage or int(r.get("step", 0)) <= step
+        ]
+        write_bytes(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log; a last line that a crash cut short is left out."""
+    records = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
+
+
+def belongs_to(path: Path, found: dict[str, Any], verb: str, asked: dict[str, Any]) -> None:
+    """Refuse a directory that another command made, naming what differs."""
+    if found.get("schema") != SCHEMA:
+        raise BadInput(
+            f"{path} was written by another version of tailor (schema {found.get('schema')}); "
+            f"choose another --out"
+        )
+    if found.get("verb") != verb:
+        raise BadInput(
+            f"{path} belongs to another command (`tailor {found.get('verb')}`, "
+            f"not `tailor {verb}`); choose another --out"
+        )
+    before, now = _flat(found.get("config", {})), _flat(asked)
+    changed = sorted(
+        k
+        for k in before.keys() | now.keys()
+        if before.get(k) != now.get(k) and k.rpartition(".")[2] not in PLACE
+    )
+    if changed:
+        said = ", ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in changed[:3])
+        raise BadInput(
+            f"{path} belongs to another command ({said}); repeat it as it was, "
+            f"or choose another --out"
+        )
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _lock(path: Path) -> IO[str]:
+    """Hold the directory for this process; the system lets go of it when the process ends."""
+    file = (path / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise BadInput(
+            f"{path} is in use by another process; wait for it or choose another --out"
+        ) from error
+    return file

@@ -1,0 +1,104 @@
+"""How a network looks at images: the square that is stored, the crop, the colours.
+
+Only what happens to one image after decoding is done here, on the CPU with Pillow; crops,
+flips and colour changes of whole batches are `tailor.augment`, the batches `tailor.data`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from tailor.errors import BadInput
+from tailor.task import MEAN, STD
+
+Crop = Literal["none", "pad", "random", "rrc"]
+MARGIN = 0.875  # a random crop covers this share of the stored side, as is usual for ImageNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How a network looks at images. Evaluation takes the centre, training what ``crop`` says."""
+
+    px: int  # side of the network's input
+    resize: int | None = None  # short side after decoding; None: fits the crop; 0: not scaled
+    squash: bool = False  # scale both sides to `resize`, ignoring the aspect
+    crop: Crop = "none"  # "pad": border of `pad`, then a window; "rrc": random resized crop
+    pad: int = 4  # pixels, for crop "pad"
+    flip: bool = False  # mirror half of the training images
+    color: float = 0.0  # brightness, contrast, saturation change by up to this share
+    mean: tuple[float, ...] = MEAN  # per channel, in 0..1
+    std: tuple[float, ...] = STD
+    channels: int = 3  # 1: luminance; more than 3: red, green, blue, red, ... as timm repeats them
+
+    def __post_init__(self) -> None:
+        """Refuse views that no image could satisfy."""
+        if self.px < 1:
+            raise BadInput(f"input side is {self.px} px: give 1 or more")
+        if self.resize and self.resize < self.px:
+            raise BadInput(
+                f"resize to {self.resize} px is smaller than the crop of {self.px}: "
+                f"give {self.px} or more"
+            )
+        if self.squash and self.resize == 0:
+            raise BadInput("squash scales images, but resize 0 forbids it: leave one of them out")
+        if self.crop not in ("none", "pad", "random", "rrc"):
+            raise BadInput(f"crop is {self.crop!r}: use none, pad, random or rrc")
+        if self.pad < 0:
+            raise BadInput(f"pad is {self.pad} px: give 0 or more")
+        if not 0 <= self.color <= 1:
+            raise BadInput(f"color is {self.color}: give a share between 0 and 1")
+        if self.channels < 1:
+            raise BadInput(f"channels is {self.channels}: give 1 (grey) or 3 (colour)")
+        if not self.mean or not self.std or min(self.std) <= 0:
+            raise BadInput(f"mean {self.mean} and std {self.std} need one number each, std above 0")
+
+    @property
+    def side(self) -> int:
+        """Side of the square that is stored: the centre of the image, before the crop."""
+        if self.resize:
+            return self.resize
+        return round(self.px / MARGIN) if self.crop in ("random", "rrc") else self.px
+
+    @property
+    def planes(self) -> int:
+        """Channels that are stored: 1 or 3."""
+        return 1 if self.channels == 1 else 3
+
+    def store(self, image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
+        """Scale the centre of an RGB image to what is stored.
+
+        Args:
+            image: any size.
+            name: of the image, for the error.
+
+        Returns:
+            (planes, side, side) uint8.
+
+        Raises:
+            BadInput: ``resize`` is 0 and the image is smaller than ``side``.
+        """
+        width, height = image.size
+        size = (self.side, self.side)
+        if self.resize == 0:
+            if min(width, height) < self.side:
+                raise BadInput(
+                    f"{name} is {width}x{height}, smaller than the crop of {self.side} px: "
+                    f"let images be scaled (--resize {self.side}) or use a smaller --px"
+                )
+            left, top = (width - self.side) // 2, (height - self.side) // 2
+            image = image.crop((left, top, left + self.side, top + self.side))
+        elif self.squash:
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        else:
+            # Cutting first bounds the memory that a long, thin image takes.
+            across, down = (width - min(image.size)) / 2, (height - min(image.size)) / 2
+            box = (across, down, width - across, height - down)
+            image = image.resize(size, Image.Resampling.BILINEAR, box=box)
+        if self.channels == 1:
+            return np.asarray(image.convert("L"))[None]
+        return np.asarray(image).transpose(2, 0, 1)
