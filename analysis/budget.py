@@ -1,8 +1,8 @@
-"""What one more task costs: a backbone, then every part that a task adds to it.
+"""What does one more task cost? The backbone, then every part that a task adds to it.
 
-Left: the parts of one task in percent of the backbone, means over seeds and tasks. Right: the size of
-one trunk with K tasks, in trunks. Heads stand apart in both: every method pays them.
-The multiple is 1 + K (multiple of one task - 1); ``tailor.cost`` has the same sum.
+Left: the parts of one task in percent of the backbone, means over seeds and tasks. Right: the
+size of one trunk with K tasks, in trunks: 1 + K (multiple of one task - 1). Heads are a bar of
+their own and in no multiple, for every method pays them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis import canvas
-from analysis.canvas import INK, MUTED, PAPER
+from analysis.canvas import INK, MUTED
 
 PARTS = ("universal", "deltas", "norms", "scores", "other", "head")
 TASKS = (1, 2, 3, 5, 10)  # how many tasks the multiple is told for
@@ -73,7 +73,7 @@ def _draw_bars(axes: Axes, parts: pd.DataFrame) -> None:
             continue
         axes.barh(
             places, width, left=start, height=0.68, label=name, zorder=2,
-            color="#c4c8cc" if name == "universal" else colours[_COLOURS[name]],
+            color=canvas.NEUTRAL if name == "universal" else colours[_COLOURS[name]],
         )  # fmt: skip
         start = start + width
     for place, (end, multiple) in enumerate(zip(start, parts["×1"], strict=True)):

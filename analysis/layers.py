@@ -1,8 +1,8 @@
 """Which layers were adapted? A heat map over the network, input on the left.
 
 One row per experiment, one column per layer. Darkness is the share of seeds that adapted the
-layer, or how far its weights moved. The bars above say how much each layer costs, because half of the
-layers may be a tenth of the parameters. Every map is also a table (``layer_table``).
+layer, or how far its weights moved. The bars above say how much each layer costs, because half
+of the layers may be a tenth of the parameters. Every map is also a table (``layer_table``).
 
 Source: the heat map of TAPS (Wallingford et al., CVPR 2022), there one run per row.
 """
@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis import canvas
 from analysis.canvas import GRID, INK, MUTED
-from analysis.rows import Run, labels, order, rows
+from analysis.rows import GROUP, Run, experiments
 from analysis.table import count
 from tailor.errors import BadInput
 
@@ -52,22 +52,14 @@ def layer_table(runs: Sequence[Run], value: Value = "on") -> pd.DataFrame:
     """
     runs = [run for run in runs if run.result.get("layer_states")]
     facts = layer_facts(runs)
-    seeds: dict[tuple[Any, ...], list[Run]] = {}
-    records = {id(run): row for run, row in zip(runs, rows(runs), strict=True)}
-    for run in sorted(runs, key=lambda r: order(records[id(r)])):
-        record = records[id(run)]
-        names = ("task", "method", "price", "lam", "stage")
-        seeds.setdefault(tuple(record[name] for name in names), []).append(run)
-    heads = [records[id(members[0])] for members in seeds.values()]
     lines, kept = [], []
-    latest: dict[tuple[Any, ...], list[float]] = {}  # of an experiment, whatever its stage
-    for (key, members), name in zip(seeds.items(), labels(heads, task=True), strict=True):
-        line = [
-            sum(column) / len(column)
-            for column in zip(*(_values(r, value) for r in members), strict=True)
-        ]
-        if latest.get(key[:-1]) != line:
-            latest[key[:-1]] = line
+    latest: dict[tuple[Any, ...], list[float]] = {}
+    for name, members in experiments(runs):
+        columns = zip(*(_values(run, value) for run in members), strict=True)
+        line = [sum(column) / len(column) for column in columns]
+        whatever_stage = tuple(members[0].result.get(n) for n in GROUP if n != "stage")
+        if latest.get(whatever_stage) != line:
+            latest[whatever_stage] = line
             lines.append(line)
             kept.append(name)
     return pd.DataFrame(lines, index=kept, columns=list(facts.index))
@@ -145,8 +137,9 @@ def heat_map(runs: Sequence[Run], value: Value = "on") -> Figure:
     top = 1.0 if value == "on" else max(float(table.to_numpy().max()), 1e-6)
     colour = canvas.palette([])["finetune"] if value == "change" else canvas.palette(["m"])["m"]
     sns.heatmap(
-        table, ax=cells, cmap=canvas.shade(colour), vmin=0, vmax=top, cbar=False,
+        table.to_numpy(), ax=cells, cmap=canvas.shade(colour), vmin=0, vmax=top, cbar=False,
         linewidths=0.5, linecolor=GRID, rasterized=lines * depth > 1500,
+        xticklabels=False, yticklabels=False,
     )  # fmt: skip
     _name_layers(cells, list(table.columns))
     cells.set_yticks([i + 0.5 for i in range(lines)])
@@ -166,14 +159,14 @@ def _draw_costs(axes: Axes, facts: pd.DataFrame, characters: float) -> None:
     """Bars: each layer's share of the parameters; their colour is the layer's kind."""
     share = 100 * facts["params"] / max(facts["params"].sum(), 1)
     kinds = list(dict.fromkeys(facts["kind"]))
-    colours = dict(zip(kinds, sns.color_palette("colorblind", len(kinds) + 7)[7:], strict=False))
-    for kind in kinds:
+    colours = [canvas.NEUTRAL, *sns.color_palette("colorblind")[9:1:-1]]
+    for kind, colour in zip(kinds, colours, strict=False):
         places = [i for i, k in enumerate(facts["kind"]) if k == kind]
         axes.bar(
             [i + 0.5 for i in places],
             share.iloc[places],
             width=0.72,
-            color=colours[kind],
+            color=colour,
             label=canvas.plain(kind),
         )
     canvas.dress(axes, y="params, %", grid="")
@@ -182,7 +175,10 @@ def _draw_costs(axes: Axes, facts: pd.DataFrame, characters: float) -> None:
     axes.tick_params(axis="x", length=0, labelbottom=False)
     axes.yaxis.set_major_locator(MaxNLocator(2))
     if len(kinds) > 1:
-        axes.legend(fontsize=8, frameon=False, loc="upper left", ncols=len(kinds), labelcolor=INK)
+        axes.figure.legend(
+            fontsize=8.5, frameon=False, loc="upper right", ncols=len(kinds), labelcolor=INK,
+            borderaxespad=0.1, handlelength=1.0,
+        )  # fmt: skip
     edges = [*_edges(facts), len(facts)]
     for start, end in itertools.pairwise(edges):
         if start:

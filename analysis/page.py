@@ -1,7 +1,7 @@
 """The HTML of a report: one file that needs nothing else, on a desk, a phone or paper.
 
 Pictures are embedded as SVG that follows light and dark; every string that comes from a run
-directory is escaped. The script sorts the table and does nothing else: the page reads well without it.
+directory is escaped. The script sorts the table, nothing else: the page reads well without it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from urllib.parse import quote
 import pandas as pd
 
 from analysis.table import CAPTION, SORTED_BY, cells
-
 
 _SMALL, _LARGE = 80, 125  # pixels per inch of a figure: smaller is unreadable, larger is loud
 
@@ -92,8 +91,9 @@ def page(
 def _results(frame: pd.DataFrame, best: Collection[object]) -> str:
     text = cells(frame)
     head = "".join(
-        f"<th scope='col'{'' if i else ' class=name'}><button type='button'>{escape(name)}</button></th>"
-        for i, name in enumerate(text.columns)
+        f"<th scope='col'{'' if name in SORTED_BY else ' class=name'}>"
+        f"<button type='button'>{escape(name)}</button></th>"
+        for name in text.columns
     )
     lines = []
     for line, (place, numbers) in zip(text.to_dict("records"), frame.iterrows(), strict=True):
@@ -123,9 +123,10 @@ def _picture(picture: Embedded) -> str:
     place = "data:image/svg+xml," + quote(picture.svg.replace('"', "'"), safe=" '=:/;,()+*!?@$&")
     place = place.replace("&", "%26")
     title = escape(picture.title)
+    least, most = (f"{scale * picture.width:.0f}px" for scale in (_SMALL, _LARGE))
     return (
         f'<figure><div class=\'scroll\'><img src="{place}" alt="{title}" '
-        f"style='min-width:{_SMALL * picture.width:.0f}px;max-width:{_LARGE * picture.width:.0f}px'></div>"
+        f"style='min-width:{least};max-width:{most}'></div>"
         f"<figcaption>{escape(picture.text)}</figcaption></figure>"
         f"<details class='numbers'><summary>The numbers in this picture</summary>"
         f"{_plain_table(picture.numbers)}</details>"
@@ -204,7 +205,8 @@ code{font:.92em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space
 overflow-wrap:anywhere}
 .small td.text{white-space:normal;min-width:320px}
 @media(max-width:640px){body{font-size:15px}main{padding:18px 14px 40px}h1{font-size:1.55rem}
-th,td{padding:6px 8px}#results th:first-child{position:sticky;left:0;z-index:1;background:var(--card)}
+th,td{padding:6px 8px}
+#results th:first-child{position:sticky;left:0;z-index:1;background:var(--card)}
 #results thead th:first-child{z-index:3}}
 @media print{body{font-size:10pt}main{max-width:none;padding:0}.tall{max-height:none;border:0}
 .scroll{overflow:visible}figure,tr{break-inside:avoid}h2{break-after:avoid}

@@ -21,6 +21,7 @@ from matplotlib.transforms import Bbox
 
 from analysis import canvas
 from analysis.canvas import INK, MUTED, PAPER
+from analysis.rows import missing
 
 _REFERENCES = ("finetune", "scratch", "probe")
 # Places for a label around its point in pixels; a 0 is centred, a negative one ends there.
@@ -72,12 +73,17 @@ def pareto_table(frame: pd.DataFrame) -> pd.DataFrame:
         frame: what ``analysis.table.table`` returned, of one backbone.
 
     Returns:
-        ``task``, ``label``, ``method``, ``stage``, ``lam``, ``added`` (all that the task stores
-        without head, in percent of the backbone's parameters), ``accuracy``, ``spread`` (percent, on
-        the test split, or on validation for tasks where a test value is missing), ``split``,
-        ``front``.
+        ``task``, ``label``, ``method``, ``stage``, ``lam``, ``series`` (method, and price if there
+        are several), ``added`` (all that the task stores without head, in percent of the
+        backbone's parameters), ``accuracy``, ``spread`` (percent, on the test split, or on
+        validation for tasks where a test value is missing), ``split``, ``front``.
     """
     points = frame[["task", "label", "method", "stage", "lam"]].copy()
+    several = frame["price"].dropna().nunique() > 1
+    points["series"] = [
+        f"{method} per {price}" if several and not missing(price) else method
+        for method, price in zip(frame["method"], frame["price"], strict=True)
+    ]
     points["added"] = frame["task_percent"]
     for task, lines in frame.groupby("task", sort=False):
         split = "val" if lines["test"].isna().any() and lines["val"].notna().any() else "test"
@@ -90,16 +96,18 @@ def pareto_table(frame: pd.DataFrame) -> pd.DataFrame:
     return points
 
 
-def pareto_plot(frame: pd.DataFrame) -> Figure:
-    """Draw ``pareto_table(frame)``, one panel per task."""
-    points = pareto_table(frame)
+def pareto_plot(frame: pd.DataFrame) -> Figure | None:
+    """Draw ``pareto_table(frame)``, one panel per task; None where no accuracy is known."""
+    points = pareto_table(frame).dropna(subset=["added", "accuracy"])
+    if points.empty:
+        return None
     tasks = list(dict.fromkeys(points["task"]))
     columns = min(len(tasks), 3 if len(tasks) > 4 else 2)
     lines = math.ceil(len(tasks) / columns)
     width = 7.4 if columns == 1 else 4.6 * columns
     figure = canvas.figure(width, 0.5 + (3.9 if columns == 1 else 3.4) * lines)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    colours = canvas.palette(points["method"])
+    colours = canvas.palette(points["series"])
     positive = points["added"][points["added"] > 0]
     for axes, task in zip(panels, tasks, strict=False):
         _draw_task(axes, points[points["task"] == task], colours)
@@ -123,17 +131,24 @@ def _draw_task(axes: Axes, points: pd.DataFrame, colours: dict[str, str]) -> Non
             axes.axhline(line["accuracy"], color=colours[line["method"]], lw=1, ls=(0, (4, 3)))
     best = points[points["front"].astype(bool)].sort_values(["added", "accuracy"])
     axes.step(best["added"], best["accuracy"], where="post", color=MUTED, lw=5, alpha=0.25)
-    for (method, stage), series in points.groupby(["method", "stage"], sort=False):
+    for (method, stage), series in points.groupby(["series", "stage"], sort=False):
         series = series.sort_values("added")
         spread = series["spread"].fillna(0.0)
-        reference = method in _REFERENCES
         axes.errorbar(
-            series["added"], series["accuracy"], yerr=spread, color=colours[method],
-            marker="s" if reference else _MARKERS.get(stage, "o"), markersize=6, capsize=2.5,
-            elinewidth=1.1, linewidth=0 if reference else 1.4, markeredgecolor=PAPER,
-            markeredgewidth=0.8, linestyle="-" if stage == "adapt" else ":", zorder=3,
+            series["added"], series["accuracy"], yerr=spread, markersize=6, capsize=2.5,
+            elinewidth=1.1, markeredgecolor=PAPER, markeredgewidth=0.8, zorder=3,
+            **_line(method, stage, colours),
         )  # fmt: skip
     axes.margins(y=0.12)
+    axes.set_ylim(top=min(axes.get_ylim()[1], 100.6))  # nothing is above 100 % but a marker's half
+
+
+def _line(method: str, stage: str, colours: dict[str, str]) -> dict[str, Any]:
+    """A reference is a lone square; a method is a line through its λ, dotted once pruned."""
+    if method in _REFERENCES:
+        return {"color": colours[method], "marker": "s", "linewidth": 0}
+    style = {"marker": _MARKERS.get(stage, "o"), "linestyle": "-" if stage == "adapt" else ":"}
+    return style | {"color": colours[method], "linewidth": 1.4}
 
 
 def _scale(axes: Axes, positive: pd.Series) -> None:
@@ -155,34 +170,29 @@ def _scale(axes: Axes, positive: pd.Series) -> None:
 
 def _legend(figure: Figure, points: pd.DataFrame, colours: dict[str, str]) -> None:
     handles = []
-    for method, stage in dict.fromkeys(zip(points["method"], points["stage"], strict=True)):
-        reference = method in _REFERENCES
-        handles.append(
-            Line2D(
-                [], [], color=colours[method], marker="s" if reference else _MARKERS.get(stage, "o"),
-                linewidth=0 if reference else 1.4, linestyle="-" if stage == "adapt" else ":",
-                label=canvas.plain(method if reference or stage == "adapt" else f"{method}, {stage}"),
-            )
-        )  # fmt: skip
+    for method, stage in dict.fromkeys(zip(points["series"], points["stage"], strict=True)):
+        name = method if method in _REFERENCES or stage == "adapt" else f"{method}, {stage}"
+        line = _line(method, stage, colours)
+        handles.append(Line2D([], [], label=canvas.plain(name), **line))
     handles.append(Line2D([], [], color=MUTED, lw=5, alpha=0.25, label="Pareto front"))
     figure.legend(
-        handles=handles, loc="outside upper center", ncols=len(handles) if len(handles) < 7 else 4, frameon=False,
-        fontsize=8.5, labelcolor=INK, columnspacing=1.3, handlelength=1.7, handletextpad=0.5,
+        handles=handles, loc="outside upper center", ncols=len(handles) if len(handles) < 7 else 4,
+        frameon=False, fontsize=8.5, labelcolor=INK, columnspacing=1.3, handlelength=1.7,
+        handletextpad=0.5,
     )  # fmt: skip
 
 
 def _name_points(axes: Axes, points: pd.DataFrame) -> None:
     """Write each λ once, beside its last stage, where it covers no point, line or other label."""
-    known = points.dropna(subset=["added", "accuracy"])
     taken = []
-    for _, series in known.groupby(["method", "stage"], sort=False):
+    for _, series in points.groupby(["series", "stage"], sort=False):
         dots = _pixels(axes, series.sort_values("added"))
         taken += [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in dots]
         for (x0, y0), (x1, y1) in itertools.pairwise(dots):
             steps = [i / 30 for i in range(31)]
             path = [(x0 + t * (x1 - x0), y0 + t * (y1 - y0)) for t in steps]
             taken += [Bbox.from_bounds(x - 1, y - 1, 2, 2) for x, y in path]
-    named = known.dropna(subset=["lam"]).drop_duplicates(["method", "lam"], keep="last")
+    named = points.dropna(subset=["lam"]).drop_duplicates(["series", "lam"], keep="last")
     for (x, y), line in zip(_pixels(axes, named), named.to_dict("records"), strict=True):
         text = f"λ {line['lam']:g}"
         wide, high = 6.2 * len(text), 11.0  # pixels at 100 dpi, which a figure has until saved

@@ -7,23 +7,20 @@ its tables and figures. The JSON holds the rows only, without means: machines ca
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import budget, canvas, curves, layers, page, pareto
-from analysis.rows import Run, group, labels, order, read_runs, rows
-from analysis.table import CAPTION, cells, count, markdown, number, plus_minus, table
+from analysis import budget, canvas, curves, layers, page, pareto, summary
+from analysis.rows import Run, experiments, read_runs, rows
+from analysis.table import CAPTION, cells, markdown, number, table
 from tailor.errors import BadInput
-from tailor.run import PLACE, write_bytes
+from tailor.run import write_bytes
 
 FORMATS = (".html", ".md", ".json")
-_WITHIN = 1.0  # percentage points below fine-tuning that the headline's method may lose
 
 
 @dataclass(frozen=True)
@@ -65,33 +62,6 @@ def write_report(paths: Iterable[str | Path], out: str | Path) -> None:
     write_bytes(out, text.encode())
 
 
-def headline(frame: pd.DataFrame) -> list[str]:
-    """A sentence per task and backbone: which setting is the best trade-off, and what it costs."""
-    said = []
-    groups = frame.groupby(["task", "backbone"], sort=False)
-    for (task, backbone), lines in groups:
-        where = f"{task} on {backbone}" if len(groups) > 1 else "Best trade-off"
-        chosen = pareto.trade_off(lines, _WITHIN)
-        tuned = lines[lines["method"] == "finetune"]
-        if chosen is None:
-            said.append(f"{task} on {backbone}: {_references(lines)}.")
-            continue
-        best = lines.loc[chosen]
-        sentence = (
-            f"{where}: {best['label']} reaches {_accuracy(best)}, adapts "
-            f"{count(best['layers_adapted'])} of {count(best['layers'])} layers "
-            f"and adds {_percent(best['task_percent'])} of the backbone's parameters"
-        )
-        if len(tuned):
-            tuned_line = tuned.iloc[0]
-            sentence += (
-                f"; fine-tuning reaches {_accuracy(tuned_line)} and adds "
-                f"{_percent(tuned_line['task_percent'])}"
-            )
-        said.append(sentence + ".")
-    return said
-
-
 def pictures(runs: Sequence[Run], frame: pd.DataFrame) -> list[Picture]:
     """The figures of a report; those that compare layers or sizes once for each backbone."""
     found = []
@@ -101,7 +71,7 @@ def pictures(runs: Sequence[Run], frame: pd.DataFrame) -> list[Picture]:
         tail = f"-{i + 1}" if len(backbones) > 1 else ""
         lines = frame[frame["backbone"] == backbone]
         members = [run for run in runs if run.result["backbone"] == backbone]
-        found.append(_pareto(lines, of, tail))
+        found += _pareto(lines, of, tail)
         found += _layer_maps(members, of, tail)
         found.append(_budget(lines, of, tail))
     return found
@@ -109,12 +79,8 @@ def pictures(runs: Sequence[Run], frame: pd.DataFrame) -> list[Picture]:
 
 def curve_pictures(runs: Sequence[Run]) -> list[Picture]:
     """Training curves, one figure per experiment with all its seeds."""
-    found: dict[tuple[Any, ...], list[Run]] = {}
-    for run, row in sorted(zip(runs, rows(runs), strict=True), key=lambda pair: order(pair[1])):
-        found.setdefault(group(row), []).append(run)
-    heads = rows([members[0] for members in found.values()])
     pictures = []
-    for i, (members, name) in enumerate(zip(found.values(), labels(heads, task=True), strict=True)):
+    for i, (name, members) in enumerate(experiments(runs)):
         drawn = curves.curves(members)
         if drawn is None:
             continue
@@ -127,30 +93,10 @@ def curve_pictures(runs: Sequence[Run]) -> list[Picture]:
     return pictures
 
 
-def doubts(runs: Sequence[Run]) -> list[str]:
-    """What a reader must know before trusting the means: mixed backbones, seeds counted twice."""
-    found: dict[tuple[Any, ...], list[Run]] = {}
-    for run, row in zip(runs, rows(runs), strict=True):
-        found.setdefault(group(row), []).append(run)
-    names = labels(rows([members[0] for members in found.values()]), task=True)
-    said = []
-    for members, name in zip(found.values(), names, strict=True):
-        seeds = [run.result["seed"] for run in members]
-        prints = {run.result.get("fingerprint") for run in members}
-        if len(set(seeds)) < len(seeds):
-            differ = ", ".join(_differing(members)) or "nothing that run.json tells"
-            said.append(
-                f"{name}: {len(seeds)} runs have only {len(set(seeds))} different seeds, so ± is not "
-                f"a spread over seeds. The runs differ in: {differ}."
-            )
-        if len(prints) > 1:
-            said.append(
-                f"{name}: its runs adapt {len(prints)} different sets of universal weights."
-            )
-    return said
-
-
-def _pareto(lines: pd.DataFrame, of: str, tail: str) -> Picture:
+def _pareto(lines: pd.DataFrame, of: str, tail: str) -> list[Picture]:
+    drawn = pareto.pareto_plot(lines)
+    if drawn is None:
+        return []
     columns = ["task", "label", "added", "accuracy", "spread", "split", "front"]
     numbers = _texts(pareto.pareto_table(lines)[columns], ".4g")
     text = (
@@ -158,7 +104,7 @@ def _pareto(lines: pd.DataFrame, of: str, tail: str) -> Picture:
         "accurate and smaller. Bars are the sample standard deviation over seeds."
     )
     title = f"Accuracy against added parameters{of}"
-    return Picture(f"pareto{tail}", title, text, pareto.pareto_plot(lines), numbers)
+    return [Picture(f"pareto{tail}", title, text, drawn, numbers)]
 
 
 def _layer_maps(runs: Sequence[Run], of: str, tail: str) -> list[Picture]:
@@ -171,8 +117,9 @@ def _layer_maps(runs: Sequence[Run], of: str, tail: str) -> list[Picture]:
             "layers",
             f"Which layers were adapted{of}",
             "on",
-            "One column per layer, input on the left; one row per setting. Bars: each layer's share "
-            "of the parameters. A stage that adapts the same layers as the one before has no row.",
+            "One column per layer, input on the left; one row per setting. Bars: each layer's "
+            "share of the parameters. A stage that adapts the same layers as the one before it "
+            "has no row.",
         ),
         (
             "change",
@@ -204,19 +151,19 @@ def _budget(lines: pd.DataFrame, of: str, tail: str) -> Picture:
 def _html(runs: Sequence[Run]) -> str:
     frame = table(rows(runs))
     groups = frame.groupby(["task", "backbone"], sort=False)
-    best = [pareto.trade_off(lines, _WITHIN) for _, lines in groups]
+    best = [pareto.trade_off(lines, summary.WITHIN) for _, lines in groups]
     return page.page(
-        title=_title(frame),
-        facts=_facts(runs, frame),
-        sentences=headline(frame),
-        rule=_rule(),
-        doubts=doubts(runs),
+        title=summary.title(frame),
+        facts=summary.facts(runs, frame),
+        sentences=summary.headline(frame),
+        rule=summary.RULE,
+        doubts=summary.doubts(runs),
         frame=frame,
         best=[place for place in best if place is not None],
         pictures=[_figure(p) for p in pictures(runs, frame)],
         curves=[_figure(p) for p in curve_pictures(runs)],
-        origin=provenance(runs),
-        versions=versions(runs),
+        origin=summary.provenance(runs),
+        versions=summary.versions(runs),
     )
 
 
@@ -232,15 +179,20 @@ def _figure(picture: Picture) -> page.Embedded:
 
 def _markdown(runs: Sequence[Run], folder: Path) -> str:
     frame = table(rows(runs))
-    parts = [f"# {_one_line(_title(frame))}", _facts(runs, frame)]
-    parts.append("\n".join(f"- {_one_line(s)}" for s in (*headline(frame), *doubts(runs))))
-    parts += [_rule(), markdown(cells(frame)), CAPTION]
+    said = [*summary.headline(frame), *summary.doubts(runs)]
+    parts = [f"# {_one_line(summary.title(frame))}", summary.facts(runs, frame)]
+    parts += ["\n".join(f"- {_one_line(sentence)}" for sentence in said)]
+    parts += [summary.RULE, markdown(cells(frame)), CAPTION]
     for picture in pictures(runs, frame):
         parts += [f"## {_one_line(picture.title)}", _image(picture, folder), picture.text]
     parts.append("## Training curves")
     for picture in curve_pictures(runs):
         parts += [f"### {_one_line(picture.title)}", _image(picture, folder)]
-    parts += ["## Where the numbers come from", markdown(provenance(runs)), versions(runs)]
+    parts += [
+        "## Where the numbers come from",
+        markdown(summary.provenance(runs)),
+        summary.versions(runs),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -251,82 +203,6 @@ def _image(picture: Picture, folder: Path) -> str:
     return f"![{_one_line(picture.title)}]({place})"
 
 
-def provenance(runs: Sequence[Run]) -> pd.DataFrame:
-    """Which command made each run, from which universal weights, and how long it took."""
-    return pd.DataFrame(
-        {
-            "Run": [str(run.path) for run in runs],
-            "Seed": [str(run.result["seed"]) for run in runs],
-            "Seconds": [number(_float(run.result.get("seconds")), ".0f") for run in runs],
-            "Fingerprint": [str(run.result.get("fingerprint") or "–")[:8] for run in runs],
-            "Command": [str(run.result.get("command") or "–") for run in runs],
-        }
-    )
-
-
-def versions(runs: Sequence[Run]) -> str:
-    """The software that made the runs; several combinations are told one after the other."""
-    made = [run.setup.get("made_by") or {} for run in runs]
-    said = dict.fromkeys(", ".join(f"{k} {v}" for k, v in by.items()) for by in made if by)
-    return "Made with " + "; ".join(said) + "." if said else "The runs do not say what made them."
-
-
-def _title(frame: pd.DataFrame) -> str:
-    tasks, backbones = (list(dict.fromkeys(frame[n])) for n in ("task", "backbone"))
-    of = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
-    on = backbones[0] if len(backbones) == 1 else f"{len(backbones)} backbones"
-    return f"{of} on {on}"
-
-
-def _facts(runs: Sequence[Run], frame: pd.DataFrame) -> str:
-    seconds = math.fsum(_float(run.result.get("seconds") or 0) for run in runs)
-    seeds = sorted(set(frame["seeds"]))
-    each = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    time = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-    return " · ".join(
-        [
-            f"{len(runs)} run" + "s" * (len(runs) > 1),
-            f"{len(frame)} setting" + "s" * (len(frame) > 1),
-            f"{each} seed" + "s" * (seeds[-1] > 1) + " each",
-            f"{time} of computing",
-        ]
-    )
-
-
-def _rule() -> str:
-    return (
-        f"Named is the setting with the fewest added parameters within {_WITHIN:g} point of "
-        "fine-tuning, or the most accurate one where none is; the choice is made on validation "
-        "data, the accuracy is of the test split."
-    )
-
-
-def _accuracy(line: Any) -> str:
-    split = "test" if not math.isnan(line["test"]) else "val"
-    where = "" if split == "test" else " (validation)"
-    return f"{plus_minus(line[split], line[f'{split}_spread'])} %{where}"
-
-
-def _references(lines: pd.DataFrame) -> str:
-    return ", ".join(f"{line['label']} {_accuracy(line)}" for line in lines.to_dict("records"))
-
-
-def _percent(value: float) -> str:
-    return f"{number(value, '.0f' if value >= 9.95 else '.2g')} %"
-
-
-def _differing(runs: Sequence[Run]) -> list[str]:
-    """Names of the configuration's entries in which runs differ, seed and place aside."""
-    configs = [run.setup.get("config") or {} for run in runs]
-    names = dict.fromkeys(name for config in configs for name in config)
-    return [
-        name
-        for name in names
-        if name not in ("seed", "out", *PLACE)
-        and any(c.get(name) != configs[0].get(name) for c in configs)
-    ]
-
-
 def _texts(frame: pd.DataFrame, spec: str) -> pd.DataFrame:
     """Every cell as text; floats in ``spec``."""
     return pd.DataFrame(
@@ -335,10 +211,6 @@ def _texts(frame: pd.DataFrame, spec: str) -> pd.DataFrame:
             for name, column in frame.items()
         }
     )
-
-
-def _float(value: Any) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _one_line(text: str) -> str:

@@ -1,8 +1,8 @@
 """Reads run directories and turns them into rows, one per run.
 
 A run directory is finished when it holds ``result.json``; ``run.json`` says how it was started
-and ``log.jsonl`` what happened on the way. Nothing here draws, nothing loads a tensor; means over seeds are in ``table.py``.
-The fields of a row are the contract of ``tailor report --json``: fields may be added, never renamed.
+and ``log.jsonl`` what happened on the way. The fields of a row are the contract of
+``tailor report --json``: fields may be added, never renamed. Means over seeds are in ``table.py``.
 """
 
 from __future__ import annotations
@@ -68,6 +68,15 @@ def group(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(record[name] for name in GROUP)
 
 
+def experiments(runs: Iterable[Run]) -> list[tuple[str, list[Run]]]:
+    """Runs that differ by seed only, together under one name; references first, λ upward."""
+    found: dict[tuple[Any, ...], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: order(_row(run))):
+        found.setdefault(group(_row(run)), []).append(run)
+    names = labels([_row(members[0]) for members in found.values()], task=True)
+    return list(zip(names, found.values(), strict=True))
+
+
 def label(record: Mapping[str, Any], *, price: bool = False) -> str:
     """A short name for a row or a line of the table, such as ``taps λ=0.1 retrained``.
 
@@ -101,7 +110,7 @@ def labels(records: Sequence[Mapping[str, Any]], *, task: bool = False) -> list[
 
 
 def order(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Sort key: by task and backbone, references before methods, stages as they follow, λ upward."""
+    """Sort key: task, backbone, references before methods, λ upward, stages as they follow."""
     method, stage = str(record["method"]), str(record["stage"])
     return (
         str(record["task"]),
@@ -128,8 +137,8 @@ def _read_run(path: Path) -> Run:
     setup = _read_json(path, "run.json") if (path / "run.json").exists() else {}
     if setup.get("schema", SCHEMA) != SCHEMA:
         raise BadInput(
-            f"run {str(path)!r} has format {setup['schema']!r}, this version reads format {SCHEMA}; "
-            "install the version of tailor that wrote it, or repeat the run"
+            f"run {str(path)!r} has format {setup['schema']!r}, this version of tailor reads "
+            f"{SCHEMA}; install the version that wrote it, or repeat the run"
         )
     if not (path / "result.json").exists():
         raise _unfinished(path, setup)

@@ -17,9 +17,9 @@ import pandas as pd
 from analysis.rows import GROUP, group, labels, order
 
 CAPTION = (
-    "Accuracy is the mean over seeds ± the sample standard deviation. “Deltas” are the weights that "
-    "a task adds to the backbone's layers; “×” is (backbone + all that the task stores: deltas, "
-    "norms, scores) / backbone. Both leave the head out. One MAC is one multiply-add."
+    "Accuracy is the mean over seeds ± the sample standard deviation. “Deltas” are the weights "
+    "that a task adds to the backbone's layers; “×” is (backbone + all that the task stores: "
+    "deltas, norms, scores) / backbone. Both leave the head out. One MAC is one multiply-add."
 )
 
 

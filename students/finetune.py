@@ -1,4 +1,5 @@
-"""Fine-tuning: the whole network becomes the task's own. The strongest and most expensive reference.
+"""Fine-tuning: the whole network becomes the task's own. The strongest and most expensive
+reference.
 
 The task holds a trained copy of every tensor of the backbone, so K tasks cost K + 1 networks. It is
 also the default teacher. Source: the common baseline, e.g. Girshick et al., CVPR 2014.

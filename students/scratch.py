@@ -1,7 +1,7 @@
 """Training from scratch: the backbone's architecture with random weights.
 
-It says what the pre-trained weights are worth, and it teaches the first backbone of all. Source: the
-common baseline, e.g. the "Scratch" row of Rebuffi et al., NIPS 2017.
+It says what the pre-trained weights are worth, and it teaches the first backbone of all. Source:
+the common baseline, e.g. the "Scratch" row of Rebuffi et al., NIPS 2017.
 """
 
 from __future__ import annotations

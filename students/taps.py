@@ -2,17 +2,17 @@
 
     w_l = w0_l + 1[s_l >= τ] · δ_l         loss = task + λ · Σ_l price_l · |s_l|
 
-Every convolution and linear layer (weight and bias together) has a delta behind a threshold gate with
-straight-through gradient; norms (affine and statistics) and the head are the task's own whatever
-the gates say. Everything else (embeddings, layer scale) stays universal. Scores start at 0.15 above
-the threshold 0.1 and deltas at 0, so that step 0 equals the backbone bit for bit.
+Every convolution and linear layer (weight and bias together) has a delta behind a threshold gate
+with straight-through gradient; norms (affine and statistics) and the head are the task's own
+whatever the gates say. Everything else (embeddings, layer scale) stays universal. Scores start at
+0.15 above the threshold 0.1 and deltas at 0, so that step 0 equals the backbone bit for bit.
 
 The task stores w0 + δ rather than δ: an open gate then *selects* a tensor and no weight is computed
 in the forward pass, and folding is exact to the bit.
 
 Source: Wallingford, Li, Achille, Ravichandran, Fowlkes, Bhotika, Soatto: Task Adaptive Parameter
-Sharing for Multi-Task Learning, CVPR 2022, https://arxiv.org/abs/2203.16708. Differences of the published
-code and how to get them: ``price="paper"`` (a fixed 1/52 per layer).
+Sharing for Multi-Task Learning, CVPR 2022, https://arxiv.org/abs/2203.16708. Differences of the
+published code and how to get them: ``price="paper"`` (a fixed 1/52 per layer).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Config:
     """What one TAPS run needs beside the training settings."""
 
     lam: float = 0.1
-    """λ: loss per unit of price; 0 adapts every layer, larger shares more. Relative to the backbone's
-    size, hence the same on every architecture."""
+    """λ: loss per unit of price; 0 adapts every layer, larger shares more. Relative to the
+    backbone's size, hence the same on every architecture."""
     price: Pricing = "params"
     """What an open layer costs: its share of the backbone's parameters, of its MACs, 1/L, or the
     published code's fixed 1/52."""
@@ -90,7 +90,9 @@ class Taps(nn.Module):
                 torch.full((len(self.adapted),), float(config.initial_score))
             )
         prices = dict(
-            zip((x.name for x in backbone.layers), layer_prices(backbone, config.price), strict=True)
+            zip(
+                (x.name for x in backbone.layers), layer_prices(backbone, config.price), strict=True
+            )
         )
         self.register_buffer(
             "prices",
@@ -247,8 +249,6 @@ def build(
     return Taps(backbone, num_classes, config, seed=seed)
 
 
-def rebuild(
-    backbone: Backbone, num_classes: int, config: Config, *, kept: Sequence[str]
-) -> Taps:
+def rebuild(backbone: Backbone, num_classes: int, config: Config, *, kept: Sequence[str]) -> Taps:
     """The pruned student with task-specific layers ``kept``, ready for its saved tensors."""
     return Taps(backbone, num_classes, config, layers=kept, gated=False)

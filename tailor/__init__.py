@@ -1,7 +1,7 @@
 """tailor: adapt one frozen, pre-trained network to many tasks by learning where it must change.
 
-The names that a script needs, each loaded when it is first used, so that ``tailor --help`` does not wait
-for torch. Everything else is imported from the module that holds it.
+The names that a script needs, each loaded when it is first used, so that ``tailor --help`` does not
+wait for torch. Everything else is imported from the module that holds it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from tailor.train import Settings
     from tailor.workflow import Data, fit, open_run
 
-__all__ = ["Backbone", "BadInput", "Data", "Settings", "Task", "fit", "open_run", "open_task", "prune"]
+__all__ = [
+    "Backbone",
+    "BadInput",
+    "Data",
+    "Settings",
+    "Task",
+    "fit",
+    "open_run",
+    "open_task",
+    "prune",
+]
 
 _PLACES = {
     "Backbone": "backbone",

@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from tailor.backbone import norm_tensors
 class NamedTensors(nn.Module):
     """Parameters and buffers under dotted names, as a map.
 
-    ``nn.ParameterDict`` refuses dots, so "/" stands for "." inside; a layer's name never holds a "/".
+    ``nn.ParameterDict`` refuses dots, so "/" stands for "." inside; a layer's name never holds a
+    "/".
 
     Args:
         params: trained tensors by name; cloned.
@@ -76,12 +78,13 @@ def with_head(body: nn.Module, head: nn.Linear) -> nn.Module:
     For timm models that is a plain timm model; ``nn.Sequential`` where the classifier is no
     linear layer on the pooled features.
     """
-    if not hasattr(body, "reset_classifier") or not hasattr(body, "get_classifier"):
+    reset = cast("Callable[[int], None] | None", getattr(body, "reset_classifier", None))
+    if reset is None:
         return nn.Sequential(body, head)
-    body.reset_classifier(head.out_features)
-    classifier = body.get_classifier()
+    reset(head.out_features)
+    classifier = cast("Callable[[], nn.Module]", body.get_classifier)()
     if not isinstance(classifier, nn.Linear) or classifier.weight.shape != head.weight.shape:
-        body.reset_classifier(0)
+        reset(0)
         return nn.Sequential(body, head)
     classifier.to(head.weight.device, head.weight.dtype)
     with torch.no_grad():

@@ -11,10 +11,12 @@ timm: Wightman, PyTorch Image Models, https://github.com/huggingface/pytorch-ima
 from __future__ import annotations
 
 import hashlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -189,7 +191,8 @@ def norm_tensors(model: nn.Module) -> tuple[list[str], list[str]]:
     """Names of the parameters and of the buffers that belong to normalisation layers.
 
     A normalisation layer is a torch norm, or any module that owns a ``weight`` of at most one
-    axis and no larger parameter: timm has a dozen of its own kinds. PReLU looks like one and is not.
+    axis and no larger parameter: timm has a dozen of its own kinds. PReLU looks like one and is
+    not.
     """
     params: list[str] = []
     buffers: list[str] = []
@@ -251,8 +254,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, path: Path, classifier: str = "fc") -> None:
     """Fill ``model`` from a file; all or nothing, and every tensor must find its place.
 
-    The head's tensors (``classifier``) are dropped; a first convolution with other input channels and
-    position embeddings of another grid are converted as timm does.
+    The head's tensors (``classifier``) are dropped; a first convolution with other input channels
+    and position embeddings of another grid are converted as timm does.
 
     Raises:
         BadInput: missing, extra or differently shaped tensors.
@@ -265,7 +268,7 @@ def load_weights(model: nn.Module, path: Path, classifier: str = "fc") -> None:
         what = f"lacks {missing[0]!r}" if missing else f"has an unknown {extra[0]!r}"
         raise BadInput(
             f"weights {path} are of another architecture: the file {what} "
-            f"({len(missing)} missing, {len(extra)} extra tensors); name the backbone they belong to"
+            f"({len(missing)} missing, {len(extra)} extra tensors); name the right --backbone"
         )
     fitted = dict(own)
     for name in own.keys() & state.keys():
@@ -283,7 +286,9 @@ def _fit(name: str, given: Tensor, wanted: Tensor, path: Path) -> Tensor:
     if name == "pos_embed" and given.ndim == 3 and given.shape[2] == wanted.shape[2]:
         grid, prefix = _grid(wanted.shape[1])
         if prefix == _grid(given.shape[1])[1]:
-            resampled: Tensor = resample_abs_pos_embed(given, [grid, grid], num_prefix_tokens=prefix)
+            resampled: Tensor = resample_abs_pos_embed(
+                given, [grid, grid], num_prefix_tokens=prefix
+            )
             return resampled
     raise BadInput(
         f"weights {path} are of another architecture: {name!r} is {tuple(given.shape)} in the file "
@@ -316,7 +321,7 @@ def _timm_model(
     known = timm.list_models()
     if name.split(".")[0] not in known:
         raise catalog.unknown("backbone", name, [*families(), *known])
-    options: dict[str, object] = {"num_classes": 0, "in_chans": in_chans}
+    options: dict[str, Any] = {"num_classes": 0, "in_chans": in_chans}
     try:
         # Only some families (most transformers) must be told the image size.
         sized = {**options, "img_size": px} if px else options
@@ -333,7 +338,8 @@ def _timm_model(
         raise BadInput(
             f"timm cannot build {name!r} for {px} px and {in_chans} channels: {_first_line(error)}"
         ) from error
-    return model, dict(model.pretrained_cfg)
+    config: dict[str, object] = model.pretrained_cfg
+    return model, config
 
 
 def _first_line(error: BaseException) -> str:
@@ -352,7 +358,7 @@ def _layers(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[Layer, 
         own = dict(module.named_parameters(recurse=False))
         weight = own.get("weight")
         if weight is None:
-            continue  # computed from something else (weight norm): that something keeps it universal
+            continue  # computed from other tensors (weight norm), which stay universal
         if id(weight) in seen:
             at = seen[id(weight)]
             old = layers[at]
@@ -420,9 +426,9 @@ def _trace(
         return hook
 
     handles = []
-    for path, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(enter(path)))
-        handles.append(module.register_forward_hook(leave(path)))
+    for path, part in model.named_modules():
+        handles.append(part.register_forward_pre_hook(enter(path)))
+        handles.append(part.register_forward_hook(leave(path)))
     weight = next(model.parameters())
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -443,14 +449,12 @@ def _trace(
     units = [u for u in _units(root, calls, modules) if _has_matrix(modules[u.name])]
     grouped = [u for u in units if "." in u.name and any(True for _ in modules[u.name].children())]
     kinds = {type(modules[u.name]) for u in grouped}
-    # A stage of a single block looks like a block; it is one if it holds the kind that others repeat.
+    # A stage of a single block looks like one itself; it is if it holds what others repeat.
     single = {u.name for u in units if kinds & {type(m) for m in modules[u.name].children()}}
     blocks = [u for u in units if u in grouped or u.name in single]
     blocks = blocks or [u for u in units if "." in u.name] or units
     return features, tuple(
-        Block(
-            name=u.name, in_shape=tuple(u.given.shape[1:]), out_shape=tuple(u.result.shape[1:])
-        )
+        Block(name=u.name, in_shape=tuple(u.given.shape[1:]), out_shape=tuple(u.result.shape[1:]))
         for u in blocks
     )
 
@@ -463,7 +467,9 @@ def _units(
         return
     for child in calls.get(call.name, []):
         inner = calls.get(child.name, [])
-        if _is_chain(child, inner) and _groups(modules[child.name], [modules[c.name] for c in inner]):
+        if _is_chain(child, inner) and _groups(
+            modules[child.name], [modules[c.name] for c in inner]
+        ):
             yield from _units(child, calls, modules)
         else:
             yield child
@@ -473,7 +479,7 @@ def _is_chain(outer: _Call, inner: list[_Call]) -> bool:
     if not inner:
         return False
     first, last = inner[0], inner[-1]
-    links = zip(inner, inner[1:], strict=False)
+    links = itertools.pairwise(inner)
     return (
         first.given is outer.given
         and last.result is outer.result

@@ -49,4 +49,6 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> BadInput:
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     plural = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return BadInput(f"unknown {kind} {name!r}: {hint}`tailor list {plural}` shows all {len(known)}.")
+    return BadInput(
+        f"unknown {kind} {name!r}: {hint}`tailor list {plural}` shows all {len(known)}."
+    )

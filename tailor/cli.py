@@ -1,9 +1,9 @@
 """The ``tailor`` command: one verb, its options, its result.
 
-Options are the fields of dataclasses, typed and explained where they are defined; tyro makes the command
-line of them. Results go to standard output (with ``--json`` one JSON document and nothing else),
-progress and errors to standard error. Exit codes: 0 done, 1 a defect of ours, 2 something that the user
-can mend, 130 interrupted; repeating the command resumes.
+Options are the fields of dataclasses, typed and explained where they are defined; tyro makes the
+command line of them. Results go to standard output (with ``--json`` one JSON document and nothing
+else), progress and errors to standard error. Exit codes: 0 done, 1 a defect of ours, 2 something
+that the user can mend, 130 interrupted; repeating the command resumes.
 """
 
 from __future__ import annotations
@@ -264,7 +264,9 @@ def _list(args: list[str], command: str, machine: bool) -> Shown:
 
     kinds = tuple(listing.KINDS)
     if not args or args[0] in ("-h", "--help"):
-        print(f"usage: tailor list {' | '.join(kinds)} [PATTERN]   e.g. tailor list backbones 'vit*'")
+        print(
+            f"usage: tailor list {' | '.join(kinds)} [PATTERN]   e.g. tailor list backbones 'vit*'"
+        )
         raise SystemExit(0)
     rows = listing.entries(args[0], args[1] if len(args) > 1 else "*")
     return rows, listing.show
@@ -296,7 +298,9 @@ def _show_table(rows: list[dict[str, Any]], out: Path | None) -> None:
 
     table = Table(box=None, header_style="bold")
     for name in ("run", "task", "method", "stage", "val %", "test %", "layers", "multiple", "MACs"):
-        table.add_column(name, justify="left" if name in ("run", "task", "method", "stage") else "right")
+        table.add_column(
+            name, justify="left" if name in ("run", "task", "method", "stage") else "right"
+        )
     table.add_column("bytes", justify="right")
     for r in rows:
         table.add_row(

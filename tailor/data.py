@@ -166,7 +166,7 @@ class Batches:
         """This process's image numbers, one tensor per step."""
         count = len(self.split)
         if not self.train:
-            mine = torch.arange(self.rank, count, self.world)
+            mine = torch.arange(count)[self.rank :: self.world]
             return [mine[k : k + self._share] for k in range(0, len(mine), self._share)]
         order = torch.randperm(count, generator=_generator(self.seed, epoch, 0))
         batches = order[: self.steps * self.batch].view(self.steps, self.batch)

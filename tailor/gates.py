@@ -2,8 +2,8 @@
 
 Pure functions of a parameter; blocks and losses live elsewhere. ``threshold_gate`` gives zeros
 and ones as tensors; ``select`` is the same gate for weights that exist as two whole tensors: it
-picks one instead of computing ``universal + gate * delta``, which would write a copy of every weight
-at every step. Hard-concrete gates are absent on purpose: no method here samples its gates.
+picks one instead of computing ``universal + gate * delta``, which would write a copy of every
+weight at every step. Hard-concrete gates are absent on purpose: no method here samples its gates.
 
 Source: threshold gates with straight-through gradient, TAPS (Wallingford et al., CVPR 2022,
 https://arxiv.org/abs/2203.16708).
@@ -78,15 +78,18 @@ class _Select(torch.autograd.Function):
 def delta_product(grad: Tensor, tuned: Tensor, universal: Tensor) -> Tensor:
     """sum(grad * (tuned - universal)), a scalar.
 
-    Not <grad, tuned> - <grad, universal>: the delta is a thousandth of the weight, and the two large
-    sums would cancel to noise. The difference is taken slice by slice so that it stays in cache.
+    Not <grad, tuned> - <grad, universal>: the delta is a thousandth of the weight, and the two
+    large sums would cancel to noise. The difference is taken slice by slice so that it stays in
+    cache.
     """
     if not (grad.is_contiguous() and tuned.is_contiguous() and universal.is_contiguous()):
         return torch.sum(grad * (tuned - universal))
     if grad.is_cuda:
         return torch.dot(grad.view(-1), (tuned - universal).view(-1))
     total = grad.new_zeros(())
-    pieces = zip(*(t.detach().view(-1).split(_SLICE) for t in (grad, tuned, universal)), strict=True)
+    pieces = zip(
+        *(t.detach().view(-1).split(_SLICE) for t in (grad, tuned, universal)), strict=True
+    )
     for g, t, u in pieces:
         total += torch.dot(g, t - u)
     return total

@@ -44,8 +44,13 @@ def _tasks() -> list[dict[str, Any]]:
     for name in catalog.names("tailor.datasets"):
         facts = catalog.load("tailor.datasets", name, "task").FACTS
         found.append({"name": name, "paper": facts.title, "kind": f"{facts.classes} classes"})
-    return found + [
-        {"name": "folder:PATH", "paper": "class folders in train/ and test/ or val/", "kind": "own"},
+    return [
+        *found,
+        {
+            "name": "folder:PATH",
+            "paper": "class folders in train/ and test/ or val/",
+            "kind": "own",
+        },
         {"name": "npz:PATH", "paper": "train.npz, test.npz, dataset.json", "kind": "own"},
         {"name": "torchvision:CLASS", "paper": "any classification set there", "kind": "own"},
     ]

@@ -3,8 +3,8 @@
     total = task + price
     price = λ · Σ_l price_l · |score_l|
 
-The price of a layer is what its gate switches on, relative to the backbone, so that λ means the same
-on every architecture. Distillation belongs to the methods that have it.
+The price of a layer is what its gate switches on, relative to the backbone, so that λ means the
+same on every architecture. Distillation belongs to the methods that have it.
 
 Source: sparsity term, TAPS (Wallingford et al., CVPR 2022), which prices every layer at 1/L; its
 published code divides by a fixed 52 (``paper`` here) whatever the network.
@@ -52,7 +52,8 @@ def layer_prices(backbone: Backbone, pricing: Pricing) -> Tensor:
 
     Args:
         backbone: with L layers of n_l parameters and m_l MACs.
-        pricing: ``params`` n_l / Σ n (over the backbone's parameters), ``macs`` m_l / Σ m (over its layers),
+        pricing: ``params`` n_l / Σ n (over the backbone's parameters), ``macs`` m_l / Σ m (over its
+        layers),
             ``layers`` 1 / L, ``paper`` 1 / 52.
     """
     layers: Sequence[Layer] = backbone.layers

@@ -1,7 +1,7 @@
 """Progress: a bar for people, one line per epoch for logs, silence for machines.
 
-``fit`` speaks to a ``Progress``; all of them write to standard error, so that ``--json`` has standard
-output to itself.
+``fit`` speaks to a ``Progress``; all of them write to standard error, so that ``--json`` has
+standard output to itself.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress as RichProgress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )  # fmt: skip
+from rich.progress import (
+    Progress as RichProgress,
+)
 
 
 class Progress(Protocol):

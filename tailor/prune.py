@@ -1,7 +1,8 @@
 """Prune: scores and a threshold or a budget decide what is kept; the rest disappears.
 
-Pruning returns a new, smaller student and a report of what went and why. No mask and no closed layer is
-left behind; the kept tensors are the trained ones, so outputs change only where a layer went.
+Pruning returns a new, smaller student and a report of what went and why. No mask and no closed
+layer is left behind; the kept tensors are the trained ones, so outputs change only where a layer
+went.
 """
 
 from __future__ import annotations

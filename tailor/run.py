@@ -8,8 +8,8 @@
     student.safetensors   the task's tensors in the end
     result.json           the outcome; written last, so its presence means "finished"
 
-Every file is written beside its place, fsync'ed and renamed, so that a reader sees the old or the new
-one and never half of either. Nothing is pickled. Left out: what to train (``train.py``).
+Every file is written beside its place, fsync'ed and renamed, so that a reader sees the old or the
+new one and never half of either. Nothing is pickled. Left out: what to train (``train.py``).
 """
 
 from __future__ import annotations

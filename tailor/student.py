@@ -1,7 +1,7 @@
 """The contract that every method fulfils: a frozen trunk, and everything else in one module.
 
-``student.universal`` is the shared backbone, never copied and never moved. ``student.task`` holds all
-that is trained and packed; a checkpoint or a pack is its state dict and nothing else.
+``student.universal`` is the shared backbone, never copied and never moved. ``student.task`` holds
+all that is trained and packed; a checkpoint or a pack is its state dict and nothing else.
 Nothing here trains, prunes or counts: those read the contract.
 """
 

@@ -1,9 +1,10 @@
 """Training: one visible loop for teacher, student and retraining.
 
-``fit`` runs epochs of ``training_step``, evaluates on the validation split, logs, and checkpoints. All
-randomness of a step is a function of (seed, step), so a run that was killed continues from its last
-checkpoint to the same weights, bit for bit on a CPU. What a method needs differs in its loss and its
-student, not here. Left out: what a run directory is (``run.py``), which batches (``data.py``).
+``fit`` runs epochs of ``training_step``, evaluates on the validation split, logs, and checkpoints.
+All randomness of a step is a function of (seed, step), so a run that was killed continues from its
+last checkpoint to the same weights, bit for bit on a CPU. What a method needs differs in its loss
+and its student, not here. Left out: what a run directory is (``run.py``), which batches
+(``data.py``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,9 @@ from tailor.losses import LossTerms, step_loss
 from tailor.progress import Progress, Silent
 from tailor.run import Run, read_log, read_tensors, write_tensors, writing
 from tailor.student import Student, trained_parameters
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 DECAYED = ("body", "adapters", "head", "deltas")  # norms and scores are never decayed
 
@@ -55,8 +59,8 @@ class Settings:
     nesterov: bool = False
     """Nesterov's momentum instead of the plain one."""
     weight_decay: float = 0.0
-    """Pulls body, adapters and head to zero, and a delta to zero, that is, its weight to the universal
-    one; norms and scores are left alone."""
+    """Pulls body, adapters and head to zero, and a delta to zero, that is, its weight to the
+    universal one; norms and scores are left alone."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """How the learning rate falls; cosine reaches 0 after the last step."""
     warmup_epochs: float = 0.0
@@ -235,7 +239,7 @@ def training_step(
             terms = step_loss(
                 student, output, y, epoch=epoch, label_smoothing=settings.label_smoothing
             )
-            (terms.total * (len(y) / len(labels))).backward()
+            torch.autograd.backward(terms.total * (len(y) / len(labels)))
         task += terms.task.detach() * (len(y) / len(labels))
         price = None if terms.price is None else terms.price.detach()
         wrong += (output.logits.argmax(1) != y).sum()
@@ -332,8 +336,7 @@ def fit(
     """
     settings.check()
     progress, device, group = progress or Silent(), train.device, Group.current()
-    module = student
-    assert isinstance(module, nn.Module)
+    module = cast(nn.Module, student)
     module.to(device)
     if settings.channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -342,7 +345,7 @@ def fit(
     meter = _Meter(device)
     if run is not None and (saved := run.checkpoint()) is not None:
         tensors, about = saved
-        _restore(module, optimizer, tensors)
+        _restore(student, optimizer, tensors)
         step, before = about["step"], about["seconds"]
         best = _Best(about["best"], about["best_epoch"])
         meter = _Meter(device, about["sums"])
@@ -369,7 +372,7 @@ def fit(
                 "best_epoch": best.epoch,
                 "sums": meter.sums.tolist(),
             }
-            write_tensors(run.path / "last.safetensors", _snapshot(module, optimizer), about)
+            write_tensors(run.path / "last.safetensors", _snapshot(student, optimizer), about)
         saved_at = time.monotonic()
 
     def log(record: dict[str, Any]) -> None:
@@ -429,9 +432,12 @@ def fit(
             if best.beaten_by(metric) and settings.select == "best":
                 best = _Best(metric, epoch + 1)
                 if group.rank == 0:
-                    best.keep(module, run)
+                    best.keep(student, run)
         record = _epoch_record(student, seen, metric, settings.lr * share)
-        log({"kind": "epoch", "epoch": epoch + 1, "seconds": time.monotonic() - epoch_began} | record)
+        log(
+            {"kind": "epoch", "epoch": epoch + 1, "seconds": time.monotonic() - epoch_began}
+            | record
+        )
         if group.rank == 0:
             board.epoch(record, step)
         save()
@@ -439,7 +445,7 @@ def fit(
     progress.end()
     board.close()
     if settings.select == "best" and val is not None:
-        best.restore(module, run)
+        best.restore(student, run)
         return Fitted(best.val, best.epoch, elapsed())
     last = None if val is None else evaluate(student, val, bf16=settings.bf16)
     return Fitted(last, settings.epochs, elapsed())
@@ -455,22 +461,22 @@ class _Best:
     def beaten_by(self, val: float) -> bool:
         return self.val is None or val > self.val
 
-    def keep(self, module: nn.Module, run: Run | None) -> None:
-        tensors = module.task.state_dict()
+    def keep(self, student: Student, run: Run | None) -> None:
+        tensors = student.task.state_dict()
         if run is not None:
             write_tensors(run.path / "best.safetensors", tensors, {"epoch": self.epoch})
         else:
             self.tensors = {n: t.clone() for n, t in tensors.items()}
 
-    def restore(self, module: nn.Module, run: Run | None) -> None:
+    def restore(self, student: Student, run: Run | None) -> None:
         group = Group.current()
         if group.rank == 0:
             tensors = self.tensors
             if run is not None:
                 tensors = read_tensors(run.path / "best.safetensors")[0]
             if tensors is not None:
-                module.task.load_state_dict(tensors)
-        for tensor in module.task.state_dict().values():
+                student.task.load_state_dict(tensors)
+        for tensor in student.task.state_dict().values():
             group.broadcast_(tensor)
 
 
@@ -498,7 +504,8 @@ class _Board:
     """TensorBoard under the tags that users of TAPS know, and a stop watch for the log."""
 
     def __init__(self, run: Run | None, step: int) -> None:
-        self.run, self.purge, self.writer = run, step, None
+        self.run, self.purge = run, step
+        self.writer: SummaryWriter | None = None
         self.since = time.monotonic()
 
     def lap(self) -> float:
@@ -534,16 +541,16 @@ class _Board:
             self.writer.close()
 
 
-def _snapshot(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _snapshot(student: Student, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Everything that a step changes, as named tensors: the task's and the optimiser's."""
-    tensors = {f"task.{n}": t for n, t in module.task.state_dict().items()}
+    tensors = {f"task.{n}": t for n, t in student.task.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optim.{index}.{k}": t for k, t in state.items() if t is not None}
     return tensors
 
 
 def _restore(
-    module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+    student: Student, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
     task = {n.removeprefix("task."): t for n, t in tensors.items() if n.startswith("task.")}
     state: dict[int, dict[str, Tensor]] = {}
@@ -552,7 +559,7 @@ def _restore(
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = tensor
     try:
-        module.task.load_state_dict(task)
+        student.task.load_state_dict(task)
     except RuntimeError as error:
         raise BadInput(
             f"the checkpoint does not fit this student ({str(error).splitlines()[-1].strip()}); "

@@ -95,7 +95,8 @@ class View:
         elif self.squash:
             image = image.resize(size, Image.Resampling.BILINEAR)
         else:
-            # Cutting first bounds the memory that a long, thin image takes.
+            # The same as scaling the short side and cutting then, but a long, thin image
+            # does not take more memory.
             across, down = (width - min(image.size)) / 2, (height - min(image.size)) / 2
             box = (across, down, width - across, height - down)
             image = image.resize(size, Image.Resampling.BILINEAR, box=box)

@@ -1,7 +1,9 @@
-"""The verbs: teach, adapt, prune, retrain, merge, evaluate, each from its options to a run directory.
+"""The verbs: teach, adapt, prune, retrain, merge, evaluate, each from its options to a run
+directory.
 
 The command line and the demos call these functions; each one reads like the step it is. A finished
-run is found and returned, an unfinished one continued. Left out: how options are parsed (``cli.py``).
+run is found and returned, an unfinished one continued. Left out: how options are parsed
+(``cli.py``).
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ from tailor.run import Run, read_json, read_tensors, write_json, write_tensors
 from tailor.student import Student
 from tailor.task import Task, open_task
 from tailor.train import Fitted, Settings, pick_device
-from tailor.train import fit as train_student
 from tailor.train import evaluate as accuracy
+from tailor.train import fit as train_student
 
 Split = Literal["train", "val", "test"]
+Mode = Literal["finetune", "scratch", "probe"]
 C = TypeVar("C")  # a method's own options
 
 
@@ -90,7 +93,7 @@ class Teach:
 
     out: Path
     """Run directory; repeating the command continues or shows it."""
-    mode: Literal["finetune", "scratch", "probe"] = "finetune"
+    mode: Mode = "finetune"
     """What to train."""
     data: Data
     net: Net = field(default_factory=Net)
@@ -101,7 +104,8 @@ class Teach:
 class Adapt(Generic[C]):
     """Adapt a frozen backbone to a task, learning where it must change.
 
-    Example: tailor adapt --task svhn --method taps --backbone resnet34 --lam 0.1 --out runs/svhn/taps
+    Example: tailor adapt --task svhn --method taps --backbone resnet34 --lam 0.1 --out
+    runs/svhn/taps
     """
 
     out: Path
@@ -147,7 +151,8 @@ class Retrain:
 
 @dataclass
 class Opened:
-    """A finished run, rebuilt: what ``evaluate``, ``prune``, ``retrain`` and ``merge`` start from."""
+    """A finished run, rebuilt: what ``evaluate``, ``prune``, ``retrain`` and ``merge`` start
+    from."""
 
     path: Path
     result: dict[str, Any]
@@ -372,8 +377,8 @@ def open_run(path: Path) -> Opened:
     backbone = _backbone(net, Data(**config["data"]))
     if (now := backbone.fingerprint()) != config["fingerprint"]:
         raise BadInput(
-            f"{path} belongs to backbone {config['fingerprint'][:8]}, but {net.backbone} with weights "
-            f"{net.weights} is {now[:8]}; put the weights of that run back"
+            f"{path} belongs to backbone {config['fingerprint'][:8]}, but {net.backbone} with "
+            f"weights {net.weights} is {now[:8]}; put the weights of that run back"
         )
     method = catalog.load("students", config["method"], "method")
     settings = method.Config(**config["settings"])
@@ -472,10 +477,10 @@ def _fit(
     val = batches(task, "val", student.universal, data, settings)
     for name, found in (("train", train), ("val", val)):
         if found.skipped:
-            progress.say(f"left out {len(found.skipped)} bad images of {name}: {found.skipped[0]} ...")
-    return train_student(
-        student, train, val, settings, run=run, stage=stage, progress=progress
-    )
+            progress.say(
+                f"left out {len(found.skipped)} bad images of {name}: {found.skipped[0]} ..."
+            )
+    return train_student(student, train, val, settings, run=run, stage=stage, progress=progress)
 
 
 def _measure(
@@ -561,4 +566,3 @@ def parameters(student: Student) -> cost.Params:
     return cost.account(
         student.universal.model, student.roles(), (b for b in student.task.buffers())
     )
-

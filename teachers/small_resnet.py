@@ -1,8 +1,8 @@
 """Small ResNets for small images: a ResNet-18 of a quarter or half its width.
 
 The stem is one 3x3 convolution with stride 2 and no pooling, so that a 32 px character still has
-16 x 16 positions in the first stage. ``small_resnet`` has 0.70 M parameters in 20 convolutions and takes
-8.9 M MACs at 32 px; ``small_resnet_w32`` has 2.80 M and 35 M. Made with timm's ResNet class,
+16 x 16 positions in the first stage. ``small_resnet`` has 0.70 M parameters in 20 convolutions and
+takes 8.9 M MACs at 32 px; ``small_resnet_w32`` has 2.80 M and 35 M. Made with timm's ResNet class,
 hence with timm's names, block order and initialisation.
 
 Source: He et al., Deep residual learning, CVPR 2016 (basic block).

@@ -102,14 +102,14 @@ def write_run(
         "command": result["command"],
     }
     (path / "run.json").write_text(json.dumps(setup))
-    log = [] if stage == "pruned" else _log(stage, result["test"], states, lam, seed, epochs)
+    log = [] if stage == "pruned" else _log(stage, test, states, lam, seed, epochs)
     (path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     (path / "result.json").write_text(json.dumps(result))
     return path
 
 
 def write_study(root: Path, task: str = "digits", *, stages: bool = False) -> list[Path]:
-    """3 seeds of fine-tuning, from scratch, a probe and TAPS at 3 λ (also retrained: ``stages``)."""
+    """3 seeds of each reference and of TAPS at 3 λ; ``stages`` adds TAPS retrained."""
     runs = [
         write_run(root / task / f"{method}-{seed}", method, seed=seed, task=task)
         for method in ("finetune", "scratch", "probe")

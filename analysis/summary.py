@@ -1,0 +1,146 @@
+"""What do the runs say, in a few sentences, and where do they come from?
+
+The headline names one setting per task and backbone. It is chosen on validation data and told
+with its accuracy on the test split; ``pareto.trade_off`` is the rule. ``doubts`` says when means
+mislead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis.pareto import trade_off
+from analysis.rows import Run, experiments
+from analysis.table import count, number, plus_minus
+from tailor.run import PLACE
+
+WITHIN = 1.0  # percentage points below fine-tuning that the headline's setting may lose
+RULE = (
+    f"Named is the setting with the fewest added parameters within {WITHIN:g} point of "
+    "fine-tuning, or the most accurate one where none is; the choice is made on validation data, "
+    "the accuracy is of the test split."
+)
+
+
+def title(frame: pd.DataFrame) -> str:
+    """What was adapted to what, from the lines of ``analysis.table.table``."""
+    tasks, backbones = (list(dict.fromkeys(frame[n])) for n in ("task", "backbone"))
+    of = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
+    on = backbones[0] if len(backbones) == 1 else f"{len(backbones)} backbones"
+    return f"{of} on {on}"
+
+
+def facts(runs: Sequence[Run], frame: pd.DataFrame) -> str:
+    """How many runs, settings and seeds, and the time they took."""
+    seconds = math.fsum(_float(run.result.get("seconds") or 0) for run in runs)
+    seeds = sorted(set(frame["seeds"]))
+    each = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    time = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return " · ".join(
+        [
+            f"{len(runs)} run" + "s" * (len(runs) > 1),
+            f"{len(frame)} setting" + "s" * (len(frame) > 1),
+            f"{each} seed" + "s" * (seeds[-1] > 1) + " each",
+            f"{time} of computing",
+        ]
+    )
+
+
+def headline(frame: pd.DataFrame) -> list[str]:
+    """A sentence per task and backbone: which setting is the best trade-off, and what it costs."""
+    said = []
+    groups = frame.groupby(["task", "backbone"], sort=False)
+    for (task, backbone), lines in groups:
+        where = f"{task} on {backbone}" if len(groups) > 1 else "Best trade-off"
+        chosen = trade_off(lines, WITHIN)
+        tuned = lines[lines["method"] == "finetune"]
+        if chosen is None:
+            said.append(f"{task} on {backbone}: {_references(lines)}.")
+            continue
+        best = lines.loc[chosen]
+        sentence = (
+            f"{where}: {best['label']} reaches {_accuracy(best)}, adapts "
+            f"{count(best['layers_adapted'])} of {count(best['layers'])} layers "
+            f"and adds {_percent(best['task_percent'])} of the backbone's parameters"
+        )
+        if len(tuned):
+            tuned_line = tuned.iloc[0]
+            sentence += (
+                f"; fine-tuning reaches {_accuracy(tuned_line)} and adds "
+                f"{_percent(tuned_line['task_percent'])}"
+            )
+        said.append(sentence + ".")
+    return said
+
+
+def doubts(runs: Sequence[Run]) -> list[str]:
+    """What a reader must know before trusting the means: mixed backbones, seeds counted twice."""
+    said = []
+    for name, members in experiments(runs):
+        seeds = [run.result["seed"] for run in members]
+        prints = {run.result.get("fingerprint") for run in members}
+        if len(set(seeds)) < len(seeds):
+            differ = ", ".join(_differing(members)) or "nothing that run.json tells"
+            said.append(
+                f"{name}: {len(seeds)} runs have only {len(set(seeds))} different seeds, so ± is "
+                f"no spread over seeds. The runs differ in: {differ}."
+            )
+        if len(prints) > 1:
+            said.append(
+                f"{name}: its runs adapt {len(prints)} different sets of universal weights."
+            )
+    return said
+
+
+def provenance(runs: Sequence[Run]) -> pd.DataFrame:
+    """Which command made each run, from which universal weights, and how long it took."""
+    return pd.DataFrame(
+        {
+            "Run": [str(run.path) for run in runs],
+            "Seed": [str(run.result["seed"]) for run in runs],
+            "Seconds": [number(_float(run.result.get("seconds")), ".0f") for run in runs],
+            "Fingerprint": [str(run.result.get("fingerprint") or "–")[:8] for run in runs],
+            "Command": [str(run.result.get("command") or "–") for run in runs],
+        }
+    )
+
+
+def versions(runs: Sequence[Run]) -> str:
+    """The software that made the runs; several combinations are told one after the other."""
+    made = [run.setup.get("made_by") or {} for run in runs]
+    said = dict.fromkeys(", ".join(f"{k} {v}" for k, v in by.items()) for by in made if by)
+    return "Made with " + "; ".join(said) + "." if said else "The runs do not say what made them."
+
+
+def _accuracy(line: Any) -> str:
+    split = "test" if not math.isnan(line["test"]) else "val"
+    where = "" if split == "test" else " (validation)"
+    return f"{plus_minus(line[split], line[f'{split}_spread'])} %{where}"
+
+
+def _references(lines: pd.DataFrame) -> str:
+    return ", ".join(f"{line['label']} {_accuracy(line)}" for line in lines.to_dict("records"))
+
+
+def _percent(value: float) -> str:
+    return f"{number(value, '.0f' if value >= 9.95 else '.2g')} %"
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+    """Names of the configuration's entries in which runs differ, seed and place aside."""
+    configs = [run.setup.get("config") or {} for run in runs]
+    names = dict.fromkeys(name for config in configs for name in config)
+    return [
+        name
+        for name in names
+        if name not in ("seed", "out", *PLACE)
+        and any(c.get(name) != configs[0].get(name) for c in configs)
+    ]
+
+
+def _float(value: Any) -> float:
+    return math.nan if value is None else float(value)

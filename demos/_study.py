@@ -1,0 +1,250 @@
+"""A study: one backbone taught on a source task, then every target by every method and seed.
+
+Each job is a chain of the toolkit's own verbs in run directories of its own, so a study that was
+interrupted continues where it was, and one that is finished is only read. Jobs run in worker
+processes of one thread each: small networks gain more from another job than from another thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import queue
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from analysis.canvas import png
+from analysis.layers import heat_map
+from analysis.pareto import pareto_plot
+from analysis.report import write_report
+from analysis.rows import read_runs, rows
+from analysis.table import CAPTION, cells, table
+from students import taps
+from tailor import workflow
+from tailor.errors import BadInput
+from tailor.progress import Silent
+from tailor.run import write_bytes
+from tailor.train import Settings
+from tailor.workflow import Adapt, Data, Mode, Net, Prune, Retrain, Teach
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What to run."""
+
+    out: Path
+    source: Teach  # the teacher whose weights become the backbone
+    targets: tuple[Data, ...]
+    lams: tuple[float, ...]
+    references: tuple[str, ...] = ("finetune", "probe", "scratch")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    train: Settings  # of references and students
+    retrain: Settings
+    taps: taps.Config = field(default_factory=taps.Config)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One chain of verbs, and how many epochs it takes."""
+
+    name: str
+    data: Data
+    seed: int
+    method: str
+    lam: float | None
+    epochs: int
+
+
+def jobs(study: Study) -> list[Job]:
+    """Every combination, cheap references first so that a table is soon worth reading."""
+    found = []
+    for data in study.targets:
+        for seed in study.seeds:
+            task = short(data)
+            for method in study.references:
+                name = f"{task}/{method}-s{seed}"
+                found.append(Job(name, data, seed, method, None, study.train.epochs))
+            for lam in study.lams:
+                name = f"{task}/taps-{lam:g}-s{seed}"
+                epochs = study.train.epochs + study.retrain.epochs
+                found.append(Job(name, data, seed, "taps", lam, epochs))
+    return found
+
+
+def short(data: Data) -> str:
+    """The task's name without the path it is read from."""
+    return data.task.rstrip("/").replace(":", "/").rpartition("/")[2]
+
+
+def main(study: Study, command: str, workers: int | None) -> int:
+    """Run, print and write everything; returns the exit code of a demo."""
+    console, began = Console(), time.monotonic()
+    try:
+        found = run(study, command=command, workers=workers)
+        written = conclude(study, found, console)
+    except BadInput as error:
+        print(f"tailor: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tailor: interrupted; repeat the command to continue", file=sys.stderr)
+        return 130
+    names = ", ".join(map(str, written))
+    console.print(f"{time.monotonic() - began:.0f} s. Written: {names}", highlight=False)
+    return 0
+
+
+def run(study: Study, *, command: str, workers: int | None = None) -> list[Path]:
+    """Run what is missing, and return the run directories that belong in the report.
+
+    Args:
+        study: what to run.
+        command: shown in the report as the origin of every run.
+        workers: processes; one per core by default.
+    """
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:28}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        source = _run_source(study, bar, command)
+        todo = jobs(study)
+        rows = {job.name: job for job in todo}
+        total = bar.add_task(f"{len(todo)} runs", total=sum(j.epochs for j in todo), note="")
+        count = workers or os.cpu_count() or 1
+        context = multiprocessing.get_context("spawn")
+        with context.Manager() as manager:
+            news = manager.Queue()
+            with ProcessPoolExecutor(count, mp_context=context) as pool:
+                pending = {
+                    pool.submit(_run_job, study, job, str(source), news, command): job
+                    for job in todo
+                }
+                done = 0
+                for finished in _listen(pending, news, bar, total):
+                    done += 1
+                    job = pending[finished]
+                    result = finished.result()
+                    line = f"{done}/{len(rows)}  {job.name}: test {100 * result['test']:.1f} %"
+                    if not console.is_terminal:
+                        console.print(line, highlight=False)
+                    bar.update(total, note=line)
+    return [study.out / path for job in todo for path in _kept(job)]
+
+
+def _kept(job: Job) -> list[str]:
+    """What the report shows of a job: for a student, its pruned and retrained form."""
+    return [f"{job.name}-pruned-retrained"] if job.method == "taps" else [job.name]
+
+
+def _run_source(study: Study, bar: Progress, command: str) -> Path:
+    row = bar.add_task(f"source: {short(study.source.data)}", total=None, note="")
+
+    class Told(Silent):
+        def begin(self, total: int, done: int) -> None:
+            bar.update(row, total=total, completed=done)
+
+        def advance(self, steps: int, seen: dict[str, float]) -> None:
+            bar.update(row, advance=steps)
+
+        def epoch(self, number: int, of: int, record: dict[str, Any]) -> None:
+            bar.update(row, note=f"val {100 * record['val']:.1f} %")
+
+    result = workflow.teach(study.source, tell=lambda _: Told(), command=command)
+    note = f"test {100 * result['test']:.1f} %"
+    bar.update(row, total=1, completed=1, note=note)
+    if bar.disable:
+        bar.console.print(f"source {short(study.source.data)}: {note}", highlight=False)
+    return study.source.out
+
+
+def _listen(
+    pending: dict[Future[Any], Job], news: Any, bar: Progress, total: Any
+) -> Iterator[Future[Any]]:
+    """Move the bar as epochs end, and hand over each job when it is done."""
+    waiting = set(pending)
+    while waiting:
+        try:
+            while True:
+                bar.update(total, advance=news.get(timeout=0.2))
+        except queue.Empty:
+            pass
+        for future in [f for f in waiting if f.done()]:
+            waiting.remove(future)
+            yield future
+
+
+def _run_job(study: Study, job: Job, source: str, news: Any, command: str) -> dict[str, Any]:
+    """In a worker process: teach, or adapt, prune and retrain."""
+    torch.set_num_threads(1)
+    told = _Epochs(news)
+    out = study.out / job.name
+    net = Net(backbone=study.source.net.backbone, weights=source)
+    train = dataclasses.replace(study.train, seed=job.seed, device="cpu")
+    if job.method == "taps":
+        config = dataclasses.replace(study.taps, lam=job.lam or 0.0)
+        adapted = Adapt(
+            out=out, method="taps", data=job.data, net=net, settings=config, train=train
+        )
+        workflow.adapt(adapted, tell=told.listen, command=command)
+        pruned = out.with_name(out.name + "-pruned")
+        workflow.prune(Prune(run=out, out=pruned), command=command)
+        again = dataclasses.replace(study.retrain, seed=job.seed, device="cpu")
+        retrained = Retrain(run=pruned, train=again)
+        result = workflow.retrain(retrained, tell=told.listen, command=command)
+    else:
+        train = dataclasses.replace(train, select="best")
+        mode = cast(Mode, job.method)
+        options = Teach(out=out, mode=mode, data=job.data, net=net, train=train)
+        result = workflow.teach(options, tell=told.listen, command=command)
+    news.put(job.epochs - told.count)  # epochs of an earlier session
+    return result
+
+
+class _Epochs(Silent):
+    """Counts epochs, and tells the parent about each."""
+
+    def __init__(self, news: Any) -> None:
+        self.news, self.count = news, 0
+
+    def listen(self, title: str) -> _Epochs:
+        return self
+
+    def epoch(self, number: int, of: int, record: dict[str, Any]) -> None:
+        self.count += 1
+        self.news.put(1)
+
+
+def conclude(study: Study, found: list[Path], console: Console) -> list[Path]:
+    """Print the table, and write report.html, layers.png and accuracy.png into ``study.out``."""
+    runs = read_runs(found)
+    records = rows(runs)
+    text = cells(table(records))
+    shown = Table(box=None, header_style="bold")
+    for i, title in enumerate(text.columns):
+        shown.add_column(title, justify="left" if i == 0 else "right")
+    for line in text.itertuples(index=False):
+        shown.add_row(*map(str, line))
+    console.print(shown)
+    console.print(CAPTION, style="dim")
+    written = [study.out / name for name in ("report.html", "layers.png", "accuracy.png")]
+    write_report(found, written[0])
+    write_bytes(written[1], png(heat_map([r for r in runs if r.result["method"] == "taps"])))
+    write_bytes(written[2], png(pareto_plot(table(records))))
+    return written

@@ -1,0 +1,112 @@
+"""Real image domains: one small backbone taught on photographs of objects, adapted to other
+domains.
+
+python -m demos.domains --root DATA --out runs/domains
+
+``--root`` is a folder with one folder per domain in the npz format that the README describes. Per
+target and seed: fine-tuning, linear probe, and TAPS at four λ, each pruned and retrained.
+RESULTS.md holds a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from demos import _study
+from students import taps
+from tailor.losses import Pricing
+from tailor.train import Settings
+from tailor.workflow import Data, Net, Teach
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """One backbone, many domains."""
+
+    root: Path
+    """Folder that holds one folder per domain."""
+    out: Path = Path("runs/domains")
+    """Folder for the runs and the report."""
+    source: str = "source_objects"
+    """The domain that the backbone is taught on."""
+    targets: tuple[str, ...] = ("eurosat", "flowers", "trashnet", "signdigits")
+    """The domains that it is adapted to."""
+    flip: tuple[str, ...] = ("eurosat", "flowers", "trashnet", "source_objects", "fashion")
+    """Domains whose pictures may be mirrored."""
+    seeds: int = 3
+    """Repetitions of every run."""
+    lams: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
+    """Prices of TAPS, in loss per backbone adapted."""
+    references: tuple[str, ...] = ("finetune", "probe")
+    """What to compare with: finetune, probe, scratch."""
+    price: Pricing = "params"
+    """What a layer costs; `paper` is the published code's."""
+    backbone: str = "small_resnet"
+    """One of our own families, or a timm model."""
+    px: int = 56
+    """Side of the input."""
+    epochs: int = 12
+    """Of every reference and student; retraining takes a third of it."""
+    source_epochs: int = 30
+    """Of the source teacher."""
+    workers: int | None = None
+    """Processes; one per core by default."""
+
+
+def study(options: Options) -> _study.Study:
+    """The runs of ``options``."""
+
+    def data(name: str) -> Data:
+        return Data(
+            task=f"npz:{options.root / name}",
+            px=options.px,
+            crop="random",
+            flip=name in options.flip,
+        )
+
+    source = Settings(
+        epochs=options.source_epochs,
+        batch=64,
+        lr=0.1,
+        warmup_epochs=1,
+        weight_decay=5e-4,
+        label_smoothing=0.1,
+        device="cpu",
+    )
+    train = Settings(epochs=options.epochs, batch=32, lr=0.02, select="last", device="cpu")
+    return _study.Study(
+        out=options.out,
+        source=Teach(
+            out=options.out / "source",
+            mode="scratch",
+            data=dataclasses.replace(data(options.source), color=0.2),
+            net=Net(backbone=options.backbone),
+            train=source,
+        ),
+        targets=tuple(data(name) for name in options.targets),
+        lams=options.lams,
+        references=options.references,
+        seeds=tuple(range(options.seeds)),
+        train=train,
+        retrain=dataclasses.replace(
+            train, epochs=max(1, options.epochs // 3), lr=0.005, select="best"
+        ),
+        taps=taps.Config(price=options.price),
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the study; returns the exit code."""
+    options = tyro.cli(Options, prog="python -m demos.domains", args=argv)
+    command = shlex.join(["python", "-m", "demos.domains", *(argv or sys.argv[1:])])
+    return _study.main(study(options), command, options.workers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
