@@ -38,10 +38,8 @@ def budget_table(frame: pd.DataFrame, tasks: Sequence[int] = TASKS) -> pd.DataFr
     """
     parts = frame[["label", "method"]].copy()
     parts["universal"] = 100.0
-    for name in ("deltas", "norms", "scores", "head"):
+    for name in PARTS[1:]:
         parts[name] = frame[f"{name}_percent"]
-    known = parts[["deltas", "norms", "scores"]].fillna(0.0).sum(axis=1)
-    parts["other"] = (frame["task_percent"] - known).clip(lower=0.0)
     for count in tasks:
         parts[f"×{count}"] = 1 + count * (frame["multiple"] - 1)
     columns = [*PARTS, *(f"×{count}" for count in tasks)]

@@ -71,11 +71,13 @@ def page(
         f"<section><h2>Results</h2>{_results(frame, best)}<p class='quiet'>{escape(CAPTION)} "
         "A star marks the setting named above; a click on a title sorts.</p></section>",
         *(f"<section><h2>{escape(p.title)}</h2>{_picture(p)}</section>" for p in pictures),
-        "<section><h2>Training curves</h2>" + "".join(map(_folded, curves)) + "</section>"
+        "<section class='screen'><h2>Training curves</h2>"
+        + "".join(map(_folded, curves))
+        + "</section>"
         if curves
         else "",
         "<section><h2>Where the numbers come from</h2><details><summary>Command, seed and "
-        f"universal weights of every run</summary>{_plain_table(origin, code='Command')}</details>"
+        f"universal weights of every run</summary>{_plain_table(origin)}</details>"
         f"<p class='quiet'>{escape(versions)}</p></section>",
     ]
     return (
@@ -137,25 +139,23 @@ def _folded(picture: Embedded) -> str:
     return f"<details><summary>{escape(picture.title)}</summary>{_picture(picture)}</details>"
 
 
-def _plain_table(text: pd.DataFrame, code: str = "") -> str:
-    head = "".join(f"<th scope='col'>{escape(str(name))}</th>" for name in text.columns)
-    lines = "".join(
-        "<tr>"
-        + "".join(_plain_cell(str(v), v_is_code=n == code) for n, v in line.items())
-        + "</tr>"
-        for line in text.to_dict("records")
-    )
+def _plain_table(text: pd.DataFrame) -> str:
+    """A table of text; words stand left, numbers right, commands wrap."""
+    head, columns = [], []
+    for title, column in text.items():
+        name = escape(str(title))
+        if name == "Command":
+            style, cell = " class='text'", "<td class='text'><code>{}</code></td>"
+        elif all(value[:1] in "0123456789-–" for value in column):
+            style, cell = "", "<td>{}</td>"
+        else:
+            style, cell = " class='name'", "<td class='name'>{}</td>"
+        head.append(f"<th scope='col'{style}>{name}</th>")
+        columns.append([cell.format(escape(value)) for value in column])
+    lines = "".join(f"<tr>{''.join(line)}</tr>" for line in zip(*columns, strict=True))
     return (
-        f"<div class='scroll tall'><table class='small'><thead><tr>{head}</tr></thead>"
+        f"<div class='scroll tall'><table class='small'><thead><tr>{''.join(head)}</tr></thead>"
         f"<tbody>{lines}</tbody></table></div>"
-    )
-
-
-def _plain_cell(text: str, *, v_is_code: bool) -> str:
-    return (
-        f"<td class='text'><code>{escape(text)}</code></td>"
-        if v_is_code
-        else f"<td>{escape(text)}</td>"
     )
 
 
@@ -183,7 +183,7 @@ font-variant-numeric:tabular-nums}
 th,td{padding:7px 12px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
 tbody tr:last-child>*{border-bottom:0}
 thead th{position:sticky;top:0;z-index:2;background:var(--card);font-weight:600}
-th[scope=row],td.text,thead th.name,.small td:first-child,.small th:first-child{text-align:left}
+th[scope=row],.text,.name{text-align:left!important}
 th[scope=row]{font-weight:550}
 tbody tr:hover>*{background:var(--card)}
 tr.best>*,tr.best:hover>*{background:var(--tint)}
@@ -203,15 +203,16 @@ summary{cursor:pointer}
 .small td,.small th{padding:4px 10px}
 code{font:.92em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space:pre-wrap;
 overflow-wrap:anywhere}
-.small td.text{white-space:normal;min-width:320px}
+td.text{white-space:normal;max-width:15em;overflow-wrap:anywhere}
+.small td.text{min-width:320px;max-width:none}
 @media(max-width:640px){body{font-size:15px}main{padding:18px 14px 40px}h1{font-size:1.55rem}
 th,td{padding:6px 8px}
 #results th:first-child{position:sticky;left:0;z-index:1;background:var(--card)}
 #results thead th:first-child{z-index:3}}
 @media print{body{font-size:10pt}main{max-width:none;padding:0}.tall{max-height:none;border:0}
-.scroll{overflow:visible}figure,tr{break-inside:avoid}h2{break-after:avoid}
-figure img{min-width:0!important}table{font-size:8pt}th,td{padding:3px 5px;white-space:normal}
-.numbers{display:none}}
+.scroll{overflow:visible}figure,tr{break-inside:avoid}h2{break-after:avoid;margin-top:1.4em}
+figure img{min-width:0!important;max-width:100%!important}
+table{font-size:7.5pt}th,td{padding:2px 4px}.screen,details:not([open]){display:none}}
 """
 
 _SCRIPT = """

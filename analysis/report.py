@@ -22,6 +22,17 @@ from tailor.run import write_bytes
 
 FORMATS = (".html", ".md", ".json")
 
+_CURVES = {  # columns of `curves.curve_table` as people read them
+    "stage": "Stage",
+    "epoch": "Epoch",
+    "train_loss": "Training loss",
+    "val_error": "Validation error, %",
+    "train_error": "Training error, %",
+    "share_layers": "Layers adapted, %",
+    "share_params": "Parameters adapted, %",
+    "seed": "Seed",
+}
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -88,7 +99,8 @@ def curve_pictures(runs: Sequence[Run]) -> list[Picture]:
         if any(not curves.score_table(run).empty for run in members):
             text += " A score's line is thin while its layer is closed."
         tables = [curves.curve_table(run).assign(seed=run.result["seed"]) for run in members]
-        numbers = _texts(pd.concat(tables), ".4g")
+        every = pd.concat(tables).dropna(axis="columns", how="all").rename(columns=_CURVES)
+        numbers = _texts(every, ".4g")
         pictures.append(Picture(f"curves-{i + 1}", name, text, drawn, numbers))
     return pictures
 
@@ -97,8 +109,11 @@ def _pareto(lines: pd.DataFrame, of: str, tail: str) -> list[Picture]:
     drawn = pareto.pareto_plot(lines)
     if drawn is None:
         return []
-    columns = ["task", "label", "added", "accuracy", "spread", "split", "front"]
-    numbers = _texts(pareto.pareto_table(lines)[columns], ".4g")
+    columns = {"task": "Task", "label": "Setting", "added": "Added, %", "accuracy": "Accuracy, %"}
+    columns |= {"spread": "Spread", "split": "Split", "front": "On the front"}
+    points = pareto.pareto_table(lines)[[*columns]].rename(columns=columns)
+    points["On the front"] = ["yes" if on else "no" for on in points["On the front"]]
+    numbers = _texts(points, ".4g")
     text = (
         "Up and to the left is better. The grey line is the Pareto front: no setting is both more "
         "accurate and smaller. Bars are the sample standard deviation over seeds."
@@ -132,14 +147,16 @@ def _layer_maps(runs: Sequence[Run], of: str, tail: str) -> list[Picture]:
         frame = layers.layer_table(chosen, value)
         if value == "change" and not frame.to_numpy().any():
             continue
-        numbers = _texts(frame.T.rename_axis("layer").reset_index(), ".3g")
+        numbers = _texts(frame.T.rename_axis("Layer").reset_index(), ".3g")
         drawn = layers.heat_map(chosen, value)
         found.append(Picture(f"{name}{tail}", title, text, drawn, numbers))
     return found
 
 
 def _budget(lines: pd.DataFrame, of: str, tail: str) -> Picture:
-    numbers = _texts(budget.budget_table(lines).drop(columns="method"), ".4g")
+    parts = budget.budget_table(lines).drop(columns="method")
+    units = {name: f"{name.capitalize()}, %" for name in budget.PARTS}
+    numbers = _texts(parts.rename(columns={"label": "Setting"} | units), ".4g")
     text = (
         "Left: what one task stores beside the universal weights, in percent of them. Right: one "
         "trunk with K tasks like it. Each adds (multiple - 1); heads are left out there."

@@ -49,10 +49,12 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
         BadInput: no path at all, or a path that is no run directory, is not finished, was
             written by another version of the format, or holds a broken file.
     """
-    distinct = {Path(p).resolve(): Path(p) for p in reversed([*paths])}
+    distinct: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        distinct.setdefault(path.resolve(), path)
     if not distinct:
         raise BadInput("no run directory given; name at least one, such as `tailor report runs/*`")
-    return [_read_run(path) for path in reversed(distinct.values())]
+    return [_read_run(path) for path in distinct.values()]
 
 
 def rows(runs: Iterable[Run]) -> list[dict[str, Any]]:

@@ -118,16 +118,25 @@ def versions(runs: Sequence[Run]) -> str:
 
 def _accuracy(line: Any) -> str:
     split = "test" if not math.isnan(line["test"]) else "val"
+    if math.isnan(line[split]):
+        return "an unknown accuracy"
     where = "" if split == "test" else " (validation)"
-    return f"{plus_minus(line[split], line[f'{split}_spread'])} %{where}"
+    return _tied(f"{plus_minus(line[split], line[f'{split}_spread'])} %{where}")
 
 
 def _references(lines: pd.DataFrame) -> str:
-    return ", ".join(f"{line['label']} {_accuracy(line)}" for line in lines.to_dict("records"))
+    return ", ".join(
+        f"{line['label']} reaches {_accuracy(line)}" for line in lines.to_dict("records")
+    )
 
 
 def _percent(value: float) -> str:
-    return f"{number(value, '.0f' if value >= 9.95 else '.2g')} %"
+    return _tied(f"{number(value, '.0f' if value >= 9.95 else '.2g')} %")
+
+
+def _tied(text: str) -> str:
+    """No line may end between a number and its unit."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:

@@ -44,10 +44,10 @@ def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     Returns:
         Columns of ``GROUP``, then ``seeds`` (number of runs); ``test``, ``test_spread``, ``val``,
         ``val_spread`` in percent; ``layers``, ``layers_adapted``; in percent of the backbone's
-        parameters, all without head: ``deltas_percent``, ``norms_percent``, ``scores_percent``
-        and ``task_percent`` (everything the task stores); ``head_percent``; ``multiple``;
-        ``macs``, ``macs_ratio`` to the backbone; ``bytes``; ``seconds``; ``label``. All are means
-        over seeds; unknown values, and the spread of a single seed, are NaN.
+        parameters, all without head: ``deltas_percent``, ``norms_percent``, ``scores_percent``,
+        ``other_percent`` (adapters) and ``task_percent`` (their sum); ``head_percent``;
+        ``multiple``; ``macs``, ``macs_ratio`` to the backbone; ``bytes``; ``seconds``; ``label``.
+        All are means over seeds; unknown values, and the spread of a single seed, are NaN.
     """
     found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for record in sorted(records, key=order):
@@ -142,6 +142,7 @@ def _aggregate(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "deltas_percent": percent("deltas"),
         "norms_percent": percent("norms"),
         "scores_percent": percent("scores"),
+        "other_percent": 100 * _mean([_other(m["params"]) for m in members]),
         "task_percent": percent("task"),
         "head_percent": percent("head"),
         "multiple": _mean([_number(m["params"]["multiple"]) for m in members]),
@@ -158,6 +159,12 @@ def _number(value: Any) -> float:
 
 def _ratio(part: Any, whole: Any) -> float:
     return _number(part) / float(whole) if whole else math.nan
+
+
+def _other(params: Mapping[str, Any]) -> float:
+    """What a task stores beside deltas, norms and scores, in backbones."""
+    known = sum(params[name] or 0 for name in ("deltas", "norms", "scores"))
+    return _ratio(_number(params["task"]) - known, params["universal"])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -136,9 +136,7 @@ def run(study: Study, *, command: str, workers: int | None = None) -> list[Path]
                     pool.submit(_run_job, study, job, str(source), news, command): job
                     for job in todo
                 }
-                done = 0
-                for finished in _listen(pending, news, bar, total):
-                    done += 1
+                for done, finished in enumerate(_listen(pending, news, bar, total), start=1):
                     job = pending[finished]
                     result = finished.result()
                     line = f"{done}/{len(rows)}  {job.name}: test {100 * result['test']:.1f} %"

@@ -50,6 +50,8 @@ class Config:
     """A layer with a smaller score shares the universal weight."""
     initial_score: float = 0.15
     """Every score at the start; at or above the threshold, all layers start open."""
+    free_scores: bool = False
+    """Let scores fall below 0, as published, instead of stopping them there."""
     price_warmup: float = 2.0
     """Epochs before λ acts, so that scores can see what their deltas are worth."""
 
@@ -110,6 +112,10 @@ class Taps(nn.Module):
         """For each adapted layer, whether its gate is open now."""
         if not self.gated:
             return [True] * len(self.adapted)
+        if self.training and not self.config.free_scores:
+            # A long step of the price would carry a score through 0, where |s| throws it back and
+            # may open the gate again; 0 is as closed as it gets.
+            self.task.scores.data.clamp_(min=0.0)
         opened: list[bool] = (self.task.scores.detach() >= self.config.threshold).tolist()
         return opened
 

@@ -16,12 +16,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 from safetensors.torch import load_file
-from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
@@ -271,7 +271,7 @@ def load_weights(model: nn.Module, path: Path, classifier: str = "fc") -> None:
             f"({len(missing)} missing, {len(extra)} extra tensors); name the right --backbone"
         )
     fitted = dict(own)
-    for name in own.keys() & state.keys():
+    for name in (n for n in own if n in state):
         fitted[name] = _fit(name, state[name], own[name], path)
     model.load_state_dict(fitted)
 
@@ -338,8 +338,7 @@ def _timm_model(
         raise BadInput(
             f"timm cannot build {name!r} for {px} px and {in_chans} channels: {_first_line(error)}"
         ) from error
-    config: dict[str, object] = model.pretrained_cfg
-    return model, config
+    return model, cast("dict[str, object]", model.pretrained_cfg)
 
 
 def _first_line(error: BaseException) -> str:
@@ -417,7 +416,7 @@ def _trace(
 
     def leave(path: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
         def hook(_: nn.Module, __: tuple[object, ...], result: object) -> None:
-            _, first, version = entered.pop()
+            first, version = entered.pop()[1:]
             parent = entered[-1][0] if entered else "/"
             if first is not None and isinstance(result, Tensor):
                 call = _Call(path, first, version, result, result._version)

@@ -134,7 +134,8 @@ def _adapt(args: list[str], command: str, machine: bool) -> Shown:
     # The method brings options of its own, so it must be known before the others are parsed.
     name = _peek(args, "--method", "taps")
     method = catalog.load("students", name, "method")
-    options = _parse(workflow.Adapt[method.Config], "adapt", args)
+    kind: Any = workflow.Adapt.__class_getitem__(method.Config)
+    options = _parse(kind, "adapt", args)
     with joined():
         return workflow.adapt(options, tell=_teller(machine), command=command), _show_result
 

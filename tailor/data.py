@@ -127,7 +127,7 @@ class Batches:
         return -(-mine // self._share)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Go through the split once.
+        """Go through the split once; a streamed split allows one epoch at a time.
 
         Args:
             epoch: number of the epoch, from 0; it decides order and augmentation.
@@ -177,7 +177,7 @@ class Batches:
             stream = self._stream.load(index.tolist() for index in plan)
             for (pixels, errors), index in zip(stream, plan, strict=True):
                 if errors:
-                    raise next(iter(errors.values()))
+                    raise BadInput(next(iter(errors.values())))
                 yield pixels.to(self.device, non_blocking=True), index
             return
         for index in plan:

@@ -22,7 +22,9 @@ from tailor.view import View
 
 CHUNK = 64  # images per unit of work
 Progress = Callable[[int, int], None]  # (images done, images in all)
-Loaded = tuple[Tensor, dict[int, BadInput]]  # (b, planes, side, side) uint8; errors by index
+# (b, planes, side, side) uint8, and the error messages of unreadable images by their number.
+# Messages, because an exception that its own frame remembers would keep the workers alive.
+Loaded = tuple[Tensor, dict[int, str]]
 
 
 def decode(
@@ -46,7 +48,7 @@ def decode(
     count = len(split)
     pixels = torch.empty(count, view.planes, view.side, view.side, dtype=torch.uint8)
 
-    def fill(chunk: range) -> dict[int, BadInput]:
+    def fill(chunk: range) -> dict[int, str]:
         pixels[chunk.start : chunk.stop], errors = _load(split, view, chunk)
         return errors
 
@@ -56,7 +58,7 @@ def decode(
         try:
             for chunk, errors in zip(chunks, pool.map(fill, chunks), strict=True):
                 if errors and not skip:
-                    raise next(iter(errors.values()))
+                    raise BadInput(next(iter(errors.values())))
                 bad += errors
                 if progress:
                     progress(chunk.stop, count)
@@ -94,7 +96,7 @@ class Stream:
         """
         self._plan: list[list[int]] = []
         workers = _workers(workers)
-        self._loader: DataLoader[Loaded | BadInput] = DataLoader(
+        self._loader: DataLoader[Loaded | str] = DataLoader(
             _Chunks(split, view),
             batch_size=None,
             sampler=self._plan,
@@ -114,21 +116,21 @@ class Stream:
         """
         self._plan[:] = [list(indices) for indices in plan]
         for loaded in self._loader:
-            if isinstance(loaded, BadInput):
-                raise loaded
+            if isinstance(loaded, str):
+                raise BadInput(loaded)
             yield loaded
 
 
-class _Chunks(Dataset[Loaded | BadInput]):
+class _Chunks(Dataset[Loaded | str]):
     def __init__(self, split: Split, view: View) -> None:
         self.split = split
         self.view = view
 
-    def __getitem__(self, indices: list[int]) -> Loaded | BadInput:
+    def __getitem__(self, indices: list[int]) -> Loaded | str:
         try:
             return _load(self.split, self.view, indices)
         except BadInput as error:
-            return error  # raised here, it would arrive with the worker's traceback as its text
+            return str(error)  # raised here, it would arrive with the worker's traceback
 
 
 def _as_it_is(loaded: Any) -> Any:
@@ -143,7 +145,7 @@ def _load(split: Split, view: View, indices: Iterable[int]) -> Loaded:
         try:
             image = split.read(i)
         except BadInput as error:
-            errors[i] = error
+            errors[i] = str(error)
             continue
         pixels[row] = view.store(image, split.where(i))
     return torch.from_numpy(pixels), errors

@@ -142,7 +142,8 @@ def _batch_norm(
         result = result * weight.view(shape)
     if bias is not None:
         result = result + bias.view(shape)
-    return result.to(input.dtype)
+    output: Tensor = result.to(input.dtype)
+    return output
 
 
 @contextlib.contextmanager

@@ -87,10 +87,8 @@ def delta_product(grad: Tensor, tuned: Tensor, universal: Tensor) -> Tensor:
     if grad.is_cuda:
         return torch.dot(grad.view(-1), (tuned - universal).view(-1))
     total = grad.new_zeros(())
-    pieces = zip(
-        *(t.detach().view(-1).split(_SLICE) for t in (grad, tuned, universal)), strict=True
-    )
-    for g, t, u in pieces:
+    flat = [torch.split(t.detach().view(-1), _SLICE) for t in (grad, tuned, universal)]
+    for g, t, u in zip(*flat, strict=True):
         total += torch.dot(g, t - u)
     return total
 

@@ -141,7 +141,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
 
 def made_by() -> dict[str, str]:
     """Versions of what computes the numbers."""
-    found = {"torch": torch.__version__}
+    found = {"torch": str(torch.__version__)}
     for package in ("tailor-vision", "timm", "torchvision", "numpy"):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)

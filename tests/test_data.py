@@ -205,6 +205,13 @@ def test_augmentation_changes_from_epoch_to_epoch():
     assert not torch.equal(first, second)
 
 
+def test_augmentation_changes_from_step_to_step():
+    pixels = np.random.RandomState(0).randint(0, 256, (1, 16, 16, 3), dtype=np.uint8)
+    batches = train(Split(Pixels(pixels.repeat(16, 0), "x"), [0] * 16))
+    first, second = (b.images for b in batches.epoch(0))
+    assert not torch.equal(first, second)
+
+
 def test_four_channels_repeat_red_with_its_statistics():
     view = View(px=12, channels=4)
     images = next(evaluation(split_of(3), view).epoch(0)).images

@@ -99,11 +99,12 @@ def _split(path: Path, classes: int) -> Split:
             f"{path}: offsets has {len(offsets)} entries for {len(labels)} in label, "
             "one more than labels is needed: write the file anew"
         )
-    wrong = np.flatnonzero((offsets[1:] <= offsets[:-1]) | (offsets[1:] > len(data)))
-    if offsets[0] < 0 or len(wrong):
-        i = 0 if offsets[0] < 0 else int(wrong[0])
+    start, end = offsets[:-1], offsets[1:]
+    wrong = np.flatnonzero((start < 0) | (end <= start) | (end > len(data)))
+    if len(wrong):
+        i = int(wrong[0])
         raise BadInput(
-            f"{path}: offsets say that image {i} is bytes {offsets[i]} to {offsets[i + 1]} "
+            f"{path}: offsets say that image {i} is bytes {start[i]} to {end[i]} "
             f"of {len(data)} in data: offsets must rise and stay inside: write the file anew"
         )
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
@@ -120,7 +121,8 @@ def _split(path: Path, classes: int) -> Split:
 def _array(path: Path, name: str, kinds: str, ndim: int, *, needed: bool = True) -> Array:
     """One array of the archive, checked for its kind ("i", "u", "S") and dimensions."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because numpy leaves a file that is no archive open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if name not in archive.files and not needed:
                 return np.empty(0, "S1")
             array: Array = archive[name]

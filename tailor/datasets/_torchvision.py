@@ -168,6 +168,7 @@ class Opened:
         """Take an opened set; ``name`` leads every `where` of a set that is no files."""
         self.dataset = dataset
         self.name = name
+        self.paths = _paths(dataset)  # (n,), or empty where images are no files
 
     def read(self, i: int) -> Image.Image:
         """Let torchvision decode image ``i``."""
@@ -176,12 +177,7 @@ class Opened:
 
     def where(self, i: int) -> str:
         """The file's path where torchvision knows one, else name and number."""
-        for attribute in ("_image_files", "_samples", "samples", "imgs"):
-            entry = (getattr(self.dataset, attribute, None) or {i: None})[i]
-            path = entry[0] if isinstance(entry, tuple) else entry
-            if isinstance(path, str | Path):
-                return str(path)
-        return f"{self.name} image {i}"
+        return str(self.paths[i]) if self.paths else f"{self.name} image {i}"
 
 
 def read(name: str, root: Path, *, download: bool) -> Task:
@@ -233,12 +229,16 @@ def open_set(
         number = {value: k for k, value in enumerate(values)}
         labels = {split: [number.get(v, -1) for v in of] for split, of in labels.items()}
         classes = values
-    splits = {
-        split: Split(Opened(dataset, f"{name} {split}"), labels[split])
-        for split, dataset in parts.items()
-    }
-    names = tuple(", ".join(c) if isinstance(c, tuple) else str(c) for c in classes)
-    return Task(name=name, classes=names, splits=splits, mean=mean, std=std)
+    splits = {}
+    for split, dataset in parts.items():
+        source = Opened(dataset, f"{name} {split}")
+        splits[split] = Split(source, labels[split])
+        if source.paths:
+            # Some sets list files in the order of the file system, another on each machine.
+            names = [str(path) for path in source.paths]
+            splits[split] = splits[split].subset(sorted(range(len(names)), key=names.__getitem__))
+    titles = tuple(", ".join(c) if isinstance(c, tuple) else str(c) for c in classes)
+    return Task(name=name, classes=titles, splits=splits, mean=mean, std=std)
 
 
 def construct(
@@ -269,6 +269,15 @@ def _missing(name: str, known: Known, root: Path, error: Exception, offer: str) 
         f"{name} cannot be read below {root} ({reason}): {offer}fetch {known.fetch} "
         f"into {root / known.folder} and unpack archives there"
     )
+
+
+def _paths(dataset: Any) -> list[str | Path]:
+    for attribute in ("_image_files", "_samples", "samples", "imgs"):
+        entries = getattr(dataset, attribute, None) or []
+        paths = [entry[0] if isinstance(entry, tuple) else entry for entry in entries]
+        if paths and isinstance(paths[0], str | Path):
+            return paths
+    return []
 
 
 def _labels(dataset: Any) -> list[int]:

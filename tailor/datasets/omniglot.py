@@ -24,16 +24,18 @@ DRAWERS = {"train": range(1, 12), "val": range(12, 16), "test": range(16, 21)}
 
 def read(root: Path, *, download: bool) -> Task:
     """Open both halves below ``root``, or raise BadInput with what to fetch from where."""
-    classes: list[str] = []
-    paths: list[Path] = []
-    labels: list[int] = []
+    found: list[tuple[str, Path]] = []  # character, drawing
     for arguments in OMNIGLOT.splits.values():
         half = construct("Omniglot", OMNIGLOT, arguments, root, download=download, name="omniglot")
-        for image, character in half._flat_character_images:
-            paths.append(Path(half.target_folder, half._characters[character], image))
-            labels.append(len(classes) + character)
-        classes += half._characters
-    every = Split(Files(paths), labels)
+        for image, number in half._flat_character_images:
+            character = half._characters[number]
+            found.append((character, Path(half.target_folder, character, image)))
+    # torchvision numbers characters in the order of the file system, another on each machine.
+    found.sort()
+    classes = sorted({character for character, _ in found})
+    number_of = {character: label for label, character in enumerate(classes)}
+    paths = [path for _, path in found]
+    every = Split(Files(paths), [number_of[character] for character, _ in found])
     drawers = [int(path.stem.rpartition("_")[2]) for path in paths]  # 0003_17.png: drawer 17
     splits = {
         name: every.subset([i for i, drawer in enumerate(drawers) if drawer in chosen])

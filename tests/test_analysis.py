@@ -1,0 +1,456 @@
+"""Rows, means, fronts, heat maps and curves, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import budget, canvas, curves, layers, pareto, summary
+from analysis.rows import experiments, label, read_runs, rows
+from analysis.table import cells, markdown, plus_minus, quantity, table
+from tailor.errors import BadInput
+from tests.synthetic_runs import resnet18_layers, write_run, write_study
+
+TWO_LAYERS = [
+    {"name": "conv1", "kind": "conv", "params": 300, "macs": 30},
+    {"name": "layer1.0.conv1", "kind": "conv", "params": 700, "macs": 70},
+]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """3 seeds of three references and of TAPS at 3 λ, before and after retraining."""
+    return read_runs(write_study(tmp_path_factory.mktemp("study"), stages=True))
+
+
+def params(universal=1000, deltas=0, norms=0, scores=0, head=50, task=None):
+    task = deltas + norms + scores if task is None else task
+    parts = {"universal": universal, "task": task, "deltas": deltas, "norms": norms}
+    return parts | {"scores": scores, "head": head, "multiple": (universal + task) / universal}
+
+
+def two_layers(*on: bool, changes=(0.5, 0.25)):
+    return [
+        layer | {"on": is_on, "score": 0.2 if is_on else 0.0, "change": change if is_on else 0.0}
+        for layer, is_on, change in zip(TWO_LAYERS, on, changes, strict=True)
+    ]
+
+
+def one(path: Path, *args, **kwargs):
+    return read_runs([write_run(path, *args, **kwargs)])[0]
+
+
+# Reading --------------------------------------------------------------------------------------
+
+
+def test_a_row_has_every_field_of_the_contract(tmp_path):
+    row = rows([one(tmp_path / "a", "taps", lam=0.3)])[0]
+    contract = "run task method backbone seed stage metric val test layers layers_adapted params "
+    contract += "macs bytes seconds"
+    assert set(contract.split()) <= row.keys()
+    assert {"universal", "task", "head", "norms", "multiple"} <= row["params"].keys()
+    assert row["macs"] == {"backbone": 148_000_000, "student": 148_000_000}
+
+
+def test_a_row_names_the_directory_it_was_read_from(tmp_path):
+    write_run(tmp_path / "made" / "here", "probe").rename(tmp_path / "moved")
+    assert rows(read_runs([tmp_path / "moved"]))[0]["run"] == str(tmp_path / "moved")
+
+
+def test_runs_keep_their_order_and_one_named_twice_counts_once(tmp_path):
+    b, a = write_run(tmp_path / "b", "probe"), write_run(tmp_path / "a", "probe")
+    assert [run.path.name for run in read_runs([b, a, tmp_path / "x" / ".." / "b"])] == ["b", "a"]
+
+
+def test_a_missing_run_is_named(tmp_path):
+    with pytest.raises(BadInput, match=r"nowhere' does not exist"):
+        read_runs([tmp_path / "nowhere"])
+
+
+def test_a_file_in_place_of_a_run_is_named(tmp_path):
+    (tmp_path / "report.html").touch()
+    with pytest.raises(BadInput, match=r"report.html' is a file; name the run directories"):
+        read_runs([tmp_path / "report.html"])
+
+
+def test_no_run_at_all_is_bad_input():
+    with pytest.raises(BadInput, match="no run directory given"):
+        read_runs([])
+
+
+def test_an_unfinished_run_tells_the_command_that_finishes_it(tmp_path):
+    run = write_run(tmp_path / "a", "probe", command="tailor teach --mode probe")
+    (run / "result.json").unlink()
+    with pytest.raises(BadInput, match=r"not finished; .*command: tailor teach --mode"):
+        read_runs([run])
+
+
+def test_a_folder_of_runs_suggests_its_content(tmp_path):
+    write_run(tmp_path / "runs" / "a", "probe")
+    with pytest.raises(BadInput, match=r"no run directory.*did you mean .*runs/\* \(1 runs\)"):
+        read_runs([tmp_path / "runs"])
+
+
+def test_a_run_of_another_schema_is_refused(tmp_path):
+    run = write_run(tmp_path / "a", "probe")
+    (run / "run.json").write_text(json.dumps({"schema": 2}))
+    with pytest.raises(BadInput, match="has format 2, this version of tailor reads 1"):
+        read_runs([run])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\xff", '{"task": "digits"}'])
+def test_a_damaged_result_is_one_line_that_names_the_file(tmp_path, content):
+    run = write_run(tmp_path / "a", "probe")
+    (run / "result.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(BadInput, match=r"a/result\.json .*delete") as caught:
+        read_runs([run])
+    assert "\n" not in str(caught.value)
+
+
+def test_not_a_number_in_a_file_is_unknown_in_the_row(tmp_path):
+    assert rows([one(tmp_path / "a", "probe", test=math.nan)])[0]["test"] is None
+
+
+def test_a_torn_last_line_of_a_log_is_left_out(tmp_path):
+    run = write_run(tmp_path / "a", "probe", epochs=3)
+    with (run / "log.jsonl").open("a") as file:
+        file.write('{"kind": "epo')
+    assert len(curves.curve_table(read_runs([run])[0])) == 3
+
+
+def test_a_label_says_lambda_price_and_a_later_stage():
+    record = {"method": "taps", "stage": "retrained", "lam": 0.1, "price": "macs"}
+    assert label(record) == "taps λ=0.1 retrained"
+    assert label(record | {"stage": "adapt"}, price=True) == "taps λ=0.1 per macs"
+    assert label(record | {"lam": None, "stage": "teacher"}) == "taps"
+
+
+def test_runs_that_differ_by_seed_are_one_experiment(study):
+    found = experiments(study)
+    assert [len(members) for _, members in found] == [3] * 9
+    assert [name for name, _ in found][2:5] == ["probe", "taps λ=0.1", "taps λ=0.1 retrained"]
+
+
+# Table ----------------------------------------------------------------------------------------
+
+
+def test_mean_and_spread_are_those_of_the_statistics_module(tmp_path):
+    accuracies = [0.90, 0.93, 0.99]
+    runs = [
+        one(tmp_path / str(seed), "probe", seed=seed, test=accuracy)
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    line = table(rows(runs)).iloc[0]
+    assert line["seeds"] == 3
+    assert line["test"] == pytest.approx(100 * statistics.mean(accuracies), rel=1e-12)
+    assert line["test_spread"] == pytest.approx(100 * statistics.stdev(accuracies), rel=1e-12)
+
+
+def test_lambda_stage_price_and_task_are_not_averaged(tmp_path):
+    for i, changes in enumerate(
+        ({}, {"lam": 0.2}, {"stage": "pruned"}, {"price": "macs"}, {"task": "svhn"})
+    ):
+        write_run(tmp_path / str(i), "taps", **({"lam": 0.1} | changes))
+    assert list(table(rows(read_runs(sorted(tmp_path.iterdir()))))["seeds"]) == [1] * 5
+
+
+def test_one_seed_has_no_spread(tmp_path):
+    frame = table(rows([one(tmp_path / "a", "probe", test=0.8125)]))
+    assert math.isnan(frame["test_spread"][0])
+    assert "81.2" in cells(frame).iloc[0].tolist()  # half to even: 81.25 in binary is exact
+
+
+def test_an_unknown_accuracy_is_a_dash_and_leaves_the_others_their_mean(tmp_path):
+    none = one(tmp_path / "a", "probe", seed=0, test=None, val=None)
+    some = one(tmp_path / "b", "probe", seed=1, test=0.5, val=None)
+    frame = table(rows([none, some]))
+    assert frame["test"][0] == 50.0
+    assert cells(frame)["Validation,\u00a0%"][0] == "–"
+
+
+def test_parts_are_in_percent_of_the_backbone(tmp_path):
+    parts = params(universal=1000, deltas=250, norms=40, scores=2, head=50, task=300)
+    line = table(rows([one(tmp_path / "a", "taps", lam=0.1, params=parts)])).iloc[0]
+    names = ("deltas", "norms", "scores", "other", "task", "head")
+    assert [line[f"{n}_percent"] for n in names] == pytest.approx([25, 4, 0.2, 0.8, 30, 5])
+    assert line["multiple"] == 1.3
+
+
+def test_references_come_first_and_lambda_rises(study):
+    shown = list(cells(table(rows(study)))["Method"])
+    assert shown[:5] == ["finetune", "scratch", "probe", "taps λ=0.1", "taps λ=0.1 retrained"]
+    assert shown[-1] == "taps λ=1 retrained"
+
+
+def test_markdown_escapes_what_would_break_a_cell():
+    text = markdown(pd.DataFrame({"Task": ["a|b\nc"], "Test": ["<b>"]}))
+    assert text.splitlines()[2] == r"| a\|b c | &lt;b> |"
+
+
+def test_numbers_for_people():
+    assert plus_minus(97.84, 0.26) == "97.8 ± 0.3"
+    assert plus_minus(97.84, math.nan) == "97.8"
+    assert [quantity(v, "B") for v in (999, 1234, 99_960, 523_423, 1.5e9)] == [
+        "999 B",
+        "1.23 kB",
+        "100 kB",
+        "523 kB",
+        "1.50 GB",
+    ]
+
+
+# Pareto ---------------------------------------------------------------------------------------
+
+
+def test_front_members_by_hand():
+    added = [0, 10, 20, 30, 30, 40, math.nan]
+    accuracy = [80, 90, 85, 95, 95, 95, 99]
+    # 20 is worse than 10, 40 is no better than 30, the two at 30 are equal, the last is unknown.
+    assert pareto.front(added, accuracy) == [True, True, False, True, True, False, False]
+
+
+def test_trade_off_is_the_smallest_within_a_point_and_chosen_on_validation(tmp_path):
+    settings = {0.1: (0.955, 0.99, 600), 0.3: (0.951, 0.90, 200), 1.0: (0.949, 0.99, 100)}
+    write_run(tmp_path / "ft", "finetune", val=0.96, test=0.97, params=params(deltas=1000))
+    for lam, (val, test, size) in settings.items():
+        write_run(
+            tmp_path / f"{lam}", "taps", lam=lam, val=val, test=test, params=params(deltas=size)
+        )
+    frame = table(rows(read_runs(tmp_path.iterdir())))
+    assert frame.loc[pareto.trade_off(frame), "lam"] == 0.3
+
+
+def test_trade_off_without_fine_tuning_is_the_most_accurate(study):
+    frame = table(rows(study))
+    methods = frame[frame["method"] == "taps"]
+    assert methods.loc[pareto.trade_off(methods), "label"] == "taps λ=0.1 retrained"
+
+
+def test_pareto_table_takes_validation_where_a_test_value_is_missing(tmp_path):
+    runs = [
+        one(tmp_path / "a", "probe", test=None, val=0.75),
+        one(tmp_path / "b", "finetune", test=0.9, val=0.85),
+        one(tmp_path / "c", "probe", task="svhn", test=0.5, val=0.75),
+    ]
+    points = pareto.pareto_table(table(rows(runs)))
+    assert list(points["split"]) == ["val", "val", "test"]
+    assert list(points["accuracy"]) == pytest.approx([85, 75, 50])
+
+
+def test_pareto_plot_has_a_panel_per_task_and_a_place_for_zero(tmp_path):
+    runs = read_runs(write_study(tmp_path, "digits") + write_study(tmp_path, "svhn"))
+    figure = pareto.pareto_plot(table(rows(runs)))
+    assert [panel.get_title(loc="left") for panel in figure.axes] == ["digits", "svhn"]
+    assert all(panel.get_xlim()[0] < 0 for panel in figure.axes)
+
+
+def test_pareto_plot_of_unknown_accuracies_is_none(tmp_path):
+    run = one(tmp_path / "a", "probe", test=None, val=None)
+    assert pareto.pareto_plot(table(rows([run]))) is None
+
+
+# Layers ---------------------------------------------------------------------------------------
+
+
+def test_heat_map_cells_are_the_share_of_seeds_that_adapted_the_layer(tmp_path):
+    choices = [(True, False), (True, True), (True, False), (False, False)]
+    runs = [
+        one(tmp_path / f"{i}", "taps", lam=0.1, seed=i, layer_states=two_layers(*on))
+        for i, on in enumerate(choices)
+    ]
+    found = layers.layer_table(runs)
+    assert found.to_dict() == {
+        "conv1": {"taps λ=0.1": 0.75},
+        "layer1.0.conv1": {"taps λ=0.1": 0.25},
+    }
+    assert list(layers.layer_table(runs, "change").iloc[0]) == [0.375, 0.0625]
+
+
+def test_a_stage_that_changes_no_layer_has_no_row(tmp_path):
+    for stage, on in (("adapt", (True, True)), ("pruned", (True, False)), ("retrained", (1, 0))):
+        states = two_layers(*map(bool, on))
+        write_run(tmp_path / stage, "taps", lam=0.1, stage=stage, layer_states=states)
+    found = layers.layer_table(read_runs(tmp_path.iterdir()))
+    assert list(found.index) == ["taps λ=0.1", "taps λ=0.1 pruned"]
+
+
+def test_layers_stand_in_network_order(study):
+    names = [layer["name"] for layer in resnet18_layers()]
+    assert list(layers.layer_table(study).columns) == names
+    assert list(layers.layer_facts(study)["stage"].unique()) == [
+        "conv1", "layer1", "layer2", "layer3", "layer4",
+    ]  # fmt: skip
+
+
+def test_stage_of_a_layer():
+    names = (
+        "conv1",
+        "layer1.0.downsample.0",
+        "blocks.3.mlp.fc1",
+        "stages.0.blocks.1.conv",
+        "stem.0",
+    )
+    stages = ["conv1", "layer1", "blocks.3", "stages.0", "stem"]
+    assert [layers.stage(name) for name in names] == stages
+
+
+def test_two_backbones_in_one_map_are_both_named(tmp_path):
+    runs = [
+        one(tmp_path / "a", "taps", lam=0.1),
+        one(tmp_path / "b", "taps", lam=0.1, backbone="tiny", layers=TWO_LAYERS),
+    ]
+    with pytest.raises(BadInput, match=r"resnet18 \(20 layers\).*tiny \(2 layers\)"):
+        layers.layer_table(runs)
+
+
+def test_runs_without_layers_are_bad_input(tmp_path):
+    with pytest.raises(BadInput, match="no run lists its layers"):
+        layers.heat_map([one(tmp_path / "a", "probe", layer_states=[])])
+
+
+def test_only_runs_that_chose_are_selective(study):
+    assert {run.result["method"] for run in layers.selective(study)} == {"taps"}
+    references = [run for run in study if run.result["method"] != "taps"]
+    assert layers.selective(references) == references
+
+
+def test_drawn_heat_map_holds_the_numbers_of_its_table(study):
+    chosen = layers.selective(study)
+    cells_drawn = layers.heat_map(chosen).axes[1].collections[0].get_array()
+    assert np.asarray(cells_drawn).ravel() == pytest.approx(
+        layers.layer_table(chosen).to_numpy().ravel()
+    )
+
+
+def test_names_of_a_deep_network_are_thinned(tmp_path):
+    deep = [
+        {"name": f"blocks.{i}.{part}", "kind": "linear", "params": 10, "macs": 10}
+        for i in range(50)
+        for part in ("attn.qkv", "mlp.fc1")
+    ]
+    figure = layers.heat_map([one(tmp_path / "a", "taps", lam=0.1, layers=deep)])
+    assert len(figure.axes[1].get_xticklabels()) == 34  # every third of 100
+
+
+# Curves and budget ----------------------------------------------------------------------------
+
+
+def test_curve_table_is_in_percent_and_counts_epochs_through_stages(tmp_path):
+    run = write_run(tmp_path / "a", "probe", epochs=0)
+    entries = [
+        {"kind": "epoch", "stage": "adapt", "epoch": 0, "val_error": 0.5, "train_loss": 2.0},
+        {"kind": "train", "stage": "adapt", "step": 7, "loss": 1.0},
+        {"kind": "epoch", "stage": "retrained", "epoch": 0, "val_error": 0.25, "train_loss": None},
+    ]
+    (run / "log.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    found = curves.curve_table(read_runs([run])[0])
+    assert list(found["epoch"]) == [1, 2]
+    assert list(found["stage"]) == ["adapt", "retrained"]
+    assert list(found["val_error"]) == [50.0, 25.0]
+    assert found["train_loss"][0] == 2.0
+    assert found["train_loss"].isna().tolist() == [False, True]
+
+
+def test_score_table_has_a_line_per_epoch_and_a_column_per_layer(tmp_path):
+    run = one(tmp_path / "a", "taps", lam=0.3, epochs=4)
+    found = curves.score_table(run)
+    assert found.shape == (4, 20)
+    assert found.loc[1].tolist() == [0.15] * 20
+    final = [state["score"] for state in run.result["layer_states"]]
+    assert found.loc[4].tolist() == pytest.approx(final)
+
+
+def test_curves_show_only_what_was_logged(tmp_path):
+    probe = one(tmp_path / "a", "probe")
+    assert [panel.get_title(loc="left") for panel in curves.curves([probe]).axes] == [
+        "Error, %",
+        "Training loss",
+    ]
+    gated = [one(tmp_path / f"s{seed}", "taps", lam=0.3, seed=seed) for seed in range(3)]
+    titles = [panel.get_title(loc="left") for panel in curves.curves(gated).axes]
+    assert titles[2:6] == [
+        "Adapted, % of the backbone's", "Scores, seed 0", "Scores, seed 1", "Scores, seed 2",
+    ]  # fmt: skip
+
+
+def test_curves_of_a_run_that_logged_nothing_are_none(tmp_path):
+    assert curves.curves([one(tmp_path / "a", "taps", lam=0.1, stage="pruned")]) is None
+
+
+def test_the_multiple_of_k_tasks_adds_k_times_what_one_task_adds(tmp_path):
+    parts = params(universal=1000, deltas=250, norms=40, scores=10)
+    frame = table(rows([one(tmp_path / "a", "taps", lam=0.1, params=parts)]))
+    found = budget.budget_table(frame, tasks=(1, 10)).iloc[0]
+    assert (found["×1"], found["×10"]) == pytest.approx((1.3, 4.0))
+    assert [found[name] for name in budget.PARTS] == pytest.approx([100, 25, 4, 1, 0, 5])
+
+
+def test_a_bar_ends_where_its_parts_end(tmp_path):
+    parts = params(universal=1000, deltas=250, norms=40, scores=10, head=50)
+    frame = table(rows([one(tmp_path / "a", "taps", lam=0.1, params=parts)]))
+    bars = budget.budget_bars(frame).axes[0].patches
+    assert max(bar.get_x() + bar.get_width() for bar in bars) == pytest.approx(135)
+
+
+# Words and looks ------------------------------------------------------------------------------
+
+
+def test_headline_names_the_trade_off_with_its_numbers(study):
+    said = summary.headline(table(rows(study)))
+    # λ = 0.3 retrained: validation .975 against .982 of fine-tuning, test .965.
+    assert said[0].replace("\u00a0", " ") == (
+        "Best trade-off: taps λ=0.3 retrained reaches 96.5 ± 0.4 %, adapts 16.3 of 20 layers and "
+        "adds 46 % of the backbone's parameters; fine-tuning reaches 97.2 ± 0.4 % and adds 100 %."
+    )
+
+
+def test_a_seed_that_counts_twice_is_said_with_what_differs(tmp_path):
+    write_run(tmp_path / "a", "probe", config={"lr": 0.1, "out": "a"})
+    write_run(tmp_path / "b", "probe", config={"lr": 0.2, "out": "b"})
+    said = summary.doubts(read_runs(tmp_path.iterdir()))
+    assert said[0].endswith("only 1 different seeds, so ± is no spread over seeds. "
+                            "The runs differ in: lr.")  # fmt: skip
+
+
+def test_runs_on_different_universal_weights_are_said(tmp_path):
+    write_run(tmp_path / "a", "probe", seed=0, fingerprint="aa")
+    write_run(tmp_path / "b", "probe", seed=1, fingerprint="bb")
+    said = summary.doubts(read_runs(tmp_path.iterdir()))
+    assert said == ["probe: its runs adapt 2 different sets of universal weights."]
+
+
+def test_a_study_without_flaws_raises_no_doubt(study):
+    assert summary.doubts(study) == []
+
+
+@pytest.mark.parametrize("name", ["_hidden $x^$", "漢字 😀\nb", "\\frac{" + "x" * 200])
+def test_any_name_can_be_drawn_without_a_warning(tmp_path, name):
+    runs = [
+        one(tmp_path / "a", name, lam=0.1, task=name, stage=name),
+        one(tmp_path / "b", name, lam=0.3, task="b"),
+    ]
+    frame = table(rows(runs))
+    for figure in (
+        pareto.pareto_plot(frame),
+        layers.heat_map(runs),
+        curves.curves(runs[:1]),
+        budget.budget_bars(frame),
+    ):
+        assert canvas.png(figure).startswith(b"\x89PNG")
+
+
+def test_the_same_figure_gives_the_same_svg(study):
+    chosen = layers.selective(study)
+    assert canvas.svg(layers.heat_map(chosen)) == canvas.svg(layers.heat_map(chosen))
+
+
+def test_an_svg_has_no_fixed_ink_of_its_own(study):
+    drawn = canvas.svg(layers.heat_map(layers.selective(study))).partition("</style>")[2]
+    assert canvas.INK not in drawn
+    assert "var(--c0)" in drawn
