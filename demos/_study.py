@@ -33,7 +33,7 @@ from analysis.table import CAPTION, cells, table
 from students import taps
 from tailor import workflow
 from tailor.errors import BadInput
-from tailor.progress import Silent
+from tailor.progress import Silent, wide_console
 from tailor.run import write_bytes
 from tailor.train import Settings
 from tailor.workflow import Adapt, Data, Mode, Net, Prune, Retrain, Teach
@@ -89,7 +89,7 @@ def short(data: Data) -> str:
 
 def main(study: Study, command: str, workers: int | None) -> int:
     """Run, print and write everything; returns the exit code of a demo."""
-    console, began = Console(), time.monotonic()
+    console, began = wide_console(), time.monotonic()
     try:
         found = run(study, command=command, workers=workers)
         written = conclude(study, found, console)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -321,6 +322,8 @@ def _timm_model(
     known = timm.list_models()
     if name.split(".")[0] not in known:
         raise catalog.unknown("backbone", name, [*families(), *known])
+    # Its retries are told line by line; the error that we raise says it once.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     options: dict[str, Any] = {"num_classes": 0, "in_chans": in_chans}
     try:
         # Only some families (most transformers) must be told the image size.

@@ -12,7 +12,10 @@ Inference compares ``student.merge()`` with the plain network.
 The clock is the process's CPU time for one thread on the CPU, which a busy machine disturbs least,
 and wall time for everything else; wall-clock numbers are always beside it. Peak memory is the
 largest resident size of the whole process (interpreter, libraries, weights, activations) until
-training ends; on CUDA, the largest size of allocated tensors. Left out: reading images.
+training ends; on CUDA, the largest size of allocated tensors. On Linux both workers keep freed
+memory instead of giving it back to the system after each step: whether glibc does that is luck of
+the heap's layout, and the page faults cost one process a sixth of its time and the next nothing.
+Reading images is no part of a step; ``data`` measures it alone.
 """
 
 from __future__ import annotations
@@ -27,12 +30,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,10 +52,18 @@ from tailor import catalog, train
 from tailor.adapters import new_head, with_head
 from tailor.backbone import Backbone
 from tailor.cost import spread
+from tailor.data import throughput
 from tailor.errors import BadInput
 
 CLASSES = 10
 _PATIENCE_SECONDS = 900.0  # for one answer of a worker; a step takes seconds, building a minute
+# What is measured, the worker's word for it, calls per training step (a step takes about as long
+# as three passes, and a pass of one image is short), images in a call (None: the config's batch).
+_PHASES: tuple[tuple[str, str, int, int | None], ...] = (
+    ("train", "train", 1, None),
+    ("infer", "infer", 3, None),
+    ("infer_batch1", "infer", 6, 1),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +92,8 @@ class Config:
     """Forward pass in bfloat16 (autocast), on both sides."""
     lr: float = 0.01
     """Learning rate of SGD with momentum 0.9; changes no time, but must keep the loss finite."""
+    data: bool = False
+    """Measure the in-memory data path too: images/s with crop and flip at this size."""
 
 
 def run(
@@ -86,7 +108,8 @@ def run(
     Returns:
         The fields of ``bench --json``. ``train`` and ``infer`` (at ``batch``) and ``infer_batch1``:
         images/s of ``plain`` and ``method``, median ``ratio`` (above 1: faster than plain), its
-        interquartile range ``spread``, and the same by wall clock under ``wall``.
+        interquartile range ``spread``, and the same by wall clock under ``wall``. ``train`` also
+        has both peaks in MB (10^6 bytes). ``data_images_per_second`` where ``data`` is asked for.
 
     Raises:
         BadInput: an unknown method or backbone, a number that must be positive, a device that is
@@ -94,40 +117,80 @@ def run(
         RuntimeError: a worker died or fell silent; the message ends with its last words.
     """
     _check(config)
-    turns = 3 * 2 * config.rounds
-    done = 0
     report: dict[str, Any] = {}
+    done, turns = 0, 2 * config.rounds * len(_PHASES)
     with contextlib.ExitStack() as stack:
         sides = {
             side: stack.enter_context(contextlib.closing(_Worker(side, config)))
             for side in ("plain", "method")
         }
         for worker in sides.values():
-            worker.receive()  # both build at once, then only one computes at a time
-        # A step takes about as long as three passes, and a pass of one image is a short one.
-        passes = 3 * config.steps
-        for what, command in {
-            "train": {"do": "train", "calls": config.steps, "batch": config.batch},
-            "infer": {"do": "infer", "calls": passes, "batch": config.batch},
-            "infer_batch1": {"do": "infer", "calls": 4 * passes, "batch": 1},
-        }.items():
+            worker.receive()  # both build at once; from here on only one computes at a time
+        for what, do, calls_per_step, batch in _PHASES:
+            calls, images = calls_per_step * config.steps, batch or config.batch
+            command = {"do": do, "calls": calls, "batch": images}
             for worker in sides.values():
-                worker.ask({**command, "calls": 1})  # warm up: memory, kernels, optimiser state
+                worker.ask({**command, "calls": 2})  # warm up: memory, kernels, optimiser state
             seconds: dict[str, list[dict[str, float]]] = {"plain": [], "method": []}
             for turn in range(config.rounds):
-                order = ("plain", "method") if turn % 2 == 0 else ("method", "plain")
-                for side in order:
+                for side in ("plain", "method") if turn % 2 == 0 else ("method", "plain"):
                     if on_progress is not None:
                         on_progress(done, turns, f"{what} {side}")
                     seconds[side].append(sides[side].ask(command))
                     done += 1
-            report[what] = _compare(seconds, command["calls"] * command["batch"], _clock(config))
+            report[what] = _compare(seconds, calls * images, _clock(config))
             if what == "train":
                 peaks = {side: worker.ask({"do": "peak"})["mb"] for side, worker in sides.items()}
-                report["train"] |= {"peak_mb_plain": peaks["plain"], "peak_mb": peaks["method"]}
-        if on_progress is not None:
-            on_progress(done, turns, "done")
+                report[what] |= {"peak_mb_plain": peaks["plain"], "peak_mb": peaks["method"]}
+    if config.data:
+        report["data_images_per_second"] = round(_data_images_per_second(config))
+    if on_progress is not None:
+        on_progress(done, turns, "done")
     return {**dataclasses.asdict(config), **report, "clock": _clock(config)} | _made_by(config)
+
+
+@contextlib.contextmanager
+def bar() -> Iterator[Callable[[int, int, str], None]]:
+    """An ``on_progress`` for people: a bar with the time that is left, on standard error."""
+    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(
+        TextColumn("{task.description:21}"), *columns, console=Console(stderr=True)
+    ) as progress:
+        row = progress.add_task("building", total=None)
+
+        def tell(done: int, total: int, what: str) -> None:
+            progress.update(row, completed=done, total=total, description=what)
+
+        yield tell
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print what ``run`` returned as a table."""
+    layout = "channels last" if report["channels_last"] else "channels first"
+    precision = "bf16" if report["bf16"] else "fp32"
+    table = Table(
+        title=f"{report['method']} and plain fine-tuning, {report['backbone']} at "
+        f"{report['px']} px, {precision}, {layout}",
+        caption=f"{report['clock']} clock, {report['threads']} thread(s), {report['machine']}, "
+        f"torch {report['torch']}; medians of {report['rounds']} rounds",
+        box=None,
+    )
+    table.add_column("")
+    for name in ("batch", "plain img/s", "method img/s", "ratio", "±", "plain MB", "method MB"):
+        table.add_column(name, justify="right")
+    for what, batch in (
+        ("train", report["batch"]),
+        ("infer", report["batch"]),
+        ("infer_batch1", 1),
+    ):
+        side = report[what]
+        peaks = [f"{side[k]:.0f}" if k in side else "" for k in ("peak_mb_plain", "peak_mb")]
+        speeds = [f"{side['plain']:.1f}", f"{side['method']:.1f}"]
+        ratio = [f"{side['ratio']:.3f}x", f"{side['spread']:.3f}"]
+        table.add_row(what.split("_")[0], str(batch), *speeds, *ratio, *peaks)
+    Console().print(table)
+    if report["data"]:
+        print(f"data: {report['data_images_per_second']} images/s from memory")
 
 
 def _check(config: Config) -> None:
@@ -167,6 +230,15 @@ def _compare(seconds: dict[str, list[dict[str, float]]], images: int, clock: str
     return {**by(clock), "wall": by("wall")}
 
 
+def _data_images_per_second(config: Config) -> float:
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        return throughput(px=config.px, batch=config.batch, device=config.device)
+    finally:
+        torch.set_num_threads(before)
+
+
 def _made_by(config: Config) -> dict[str, Any]:
     cuda = config.device == "cuda"
     name = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} cores"
@@ -178,7 +250,8 @@ class _Worker:
 
     def __init__(self, side: str, config: Config) -> None:
         self.side = side
-        self.words = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would block it
+        # Not a pipe: one that nobody reads would block the worker when it is full.
+        self.words = tempfile.TemporaryFile("w+")  # noqa: SIM115
         threads = str(config.threads)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tailor.bench", "--worker", side],
@@ -190,6 +263,8 @@ class _Worker:
                 **os.environ,
                 "OMP_NUM_THREADS": threads,
                 "MKL_NUM_THREADS": threads,
+                "MALLOC_TRIM_THRESHOLD_": str(1 << 40),  # never; see the top of this file
+                "MALLOC_MMAP_THRESHOLD_": str(1 << 25),  # the largest that glibc accepts
                 "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             },
         )
@@ -240,7 +315,7 @@ def _plain(config: Config, backbone: Backbone) -> tuple[Step, Callable[[], nn.Mo
         optimizer.zero_grad()
         with torch.autocast(config.device, torch.bfloat16, enabled=config.bf16):
             loss = F.cross_entropy(model(images), labels)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
 
     return step, model.eval

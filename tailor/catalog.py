@@ -43,12 +43,17 @@ def load(package: str, name: str, kind: str) -> ModuleType:
     return importlib.import_module(f"{package}.{wanted}")
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> BadInput:
-    """The error for a name that nobody knows, with the nearest known names."""
+def unknown(kind: str, name: str, known: Iterable[str], *, shown_by: str = "") -> BadInput:
+    """The error for a name that nobody knows, with the nearest known names.
+
+    Args:
+        kind: the word for the thing, such as ``method``.
+        name: what was asked for.
+        known: what there is.
+        shown_by: the command that shows all; ``tailor list`` of the kind by default.
+    """
     known = list(known)
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-    plural = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return BadInput(
-        f"unknown {kind} {name!r}: {hint}`tailor list {plural}` shows all {len(known)}."
-    )
+    shown_by = shown_by or f"tailor list {kind}s"
+    return BadInput(f"unknown {kind} {name!r}: {hint}`{shown_by}` shows all {len(known)}")

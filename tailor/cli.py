@@ -82,7 +82,7 @@ def _dispatch(args: list[str]) -> int:
     if verb not in VERBS:
         from tailor.catalog import unknown
 
-        raise unknown("verb", verb, VERBS)
+        raise unknown("verb", verb, VERBS, shown_by="tailor --help")
     machine = "--json" in rest
     rest = [a for a in rest if a != "--json"]
     command = shlex.join(["tailor", verb, *rest])
@@ -134,7 +134,8 @@ def _adapt(args: list[str], command: str, machine: bool) -> Shown:
     # The method brings options of its own, so it must be known before the others are parsed.
     name = _peek(args, "--method", "taps")
     method = catalog.load("students", name, "method")
-    kind: Any = workflow.Adapt.__class_getitem__(method.Config)
+    generic: Any = workflow.Adapt
+    kind = generic[method.Config]
     options = _parse(kind, "adapt", args)
     with joined():
         return workflow.adapt(options, tell=_teller(machine), command=command), _show_result
@@ -287,15 +288,13 @@ _COMMANDS: dict[str, Callable[[list[str], str, bool], Shown]] = {
 
 
 def _show_result(result: dict[str, Any]) -> None:
-    from rich.console import Console
-
     _show_table([result], None)
-    Console().print(f"run: {result['run']}", highlight=False, markup=False)
 
 
 def _show_table(rows: list[dict[str, Any]], out: Path | None) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from tailor.progress import wide_console
 
     table = Table(box=None, header_style="bold")
     for name in ("run", "task", "method", "stage", "val %", "test %", "layers", "multiple", "MACs"):
@@ -316,7 +315,7 @@ def _show_table(rows: list[dict[str, Any]], out: Path | None) -> None:
             f"{r['macs']['student']:,}",
             f"{r['bytes']:,}",
         )
-    console = Console()
+    console = wide_console()
     console.print(table)
     if out is not None:
         console.print(f"written: {out}", highlight=False, markup=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from tailor.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,7 @@ class Group:
 
     def wait(self) -> None:
         """Until all processes are here."""
-        if self.world > 1:
-            dist.barrier()
+        self.sum_(torch.zeros(1))  # dist.barrier() would guess a GPU and warn about it
 
 
 @contextlib.contextmanager
@@ -58,14 +60,30 @@ def joined() -> Iterator[Group]:
         yield Group.current()
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl"  # gloo for what lies on the CPU, as with --device cpu
+    else:
+        backend = "gloo"
+    if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1") and _loopback():
+        # All processes are on this machine: nothing needs to listen on the network.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
+    try:
+        dist.init_process_group(backend)
+    except (ValueError, RuntimeError) as error:
+        raise BadInput(
+            f"WORLD_SIZE announces {os.environ['WORLD_SIZE']} processes, but they cannot meet "
+            f"({str(error).splitlines()[0]}); start them with torchrun"
+        ) from error
     try:
         yield Group.current()
     finally:
         dist.destroy_process_group()
+
+
+def _loopback() -> str:
+    """Name of the loopback interface, empty where there is none."""
+    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "")
 
 
 class _SumOverProcesses(torch.autograd.Function):

@@ -6,11 +6,11 @@ import fnmatch
 from typing import Any
 
 import timm
-from rich.console import Console
 from rich.table import Table
 
 from tailor import catalog
 from tailor.backbone import families
+from tailor.progress import wide_console
 
 KINDS = ("methods", "tasks", "backbones")
 
@@ -26,7 +26,7 @@ def entries(kind: str, pattern: str = "*") -> list[dict[str, Any]]:
         BadInput: unknown kind.
     """
     if kind not in KINDS:
-        raise catalog.unknown("list", kind, KINDS)
+        raise catalog.unknown("list", kind, KINDS, shown_by="tailor list --help")
     found = {"methods": _methods, "tasks": _tasks, "backbones": _backbones}[kind]()
     return [e for e in found if fnmatch.fnmatch(e["name"], pattern)]
 
@@ -73,4 +73,4 @@ def show(found: list[dict[str, Any]]) -> None:
         table.add_column(column)
     for entry in found:
         table.add_row(entry["name"], entry["paper"], entry["kind"])
-    Console().print(table)
+    wide_console().print(table)

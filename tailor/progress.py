@@ -116,3 +116,8 @@ def for_terminal(title: str, *, quiet: bool = False) -> Progress:
     if quiet:
         return Silent()
     return Bar(title) if sys.stderr.isatty() else Lines(title)
+
+
+def wide_console() -> Console:
+    """Standard output; a pipe or a file is not cut to 80 columns."""
+    return Console(width=None if sys.stdout.isatty() else 200)

@@ -9,7 +9,8 @@
     result.json           the outcome; written last, so its presence means "finished"
 
 Every file is written beside its place, fsync'ed and renamed, so that a reader sees the old or the
-new one and never half of either. Nothing is pickled. Left out: what to train (``train.py``).
+new one and never half of either. Tensors carry a checksum. Nothing is pickled. Left out: what to
+train (``train.py``).
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,7 +36,8 @@ from tailor.errors import BadInput
 
 SCHEMA = 1
 # These may differ when a command is repeated: they say where it runs, not what it computes.
-PLACE = ("device", "root", "workers", "checkpoint_seconds", "memory_gb", "log_every")
+PLACE = ("device", "root", "download", "workers", "checkpoint_seconds", "memory_gb", "log_every")
+PART = ".part"  # ends the name of a file that is still being written
 
 
 @contextlib.contextmanager
@@ -56,7 +59,7 @@ def writing(path: Path) -> Iterator[None]:
             raise BadInput(
                 f"cannot write {path}: a part of that path is a file; choose another --out"
             ) from error
-        raise
+        raise BadInput(f"cannot write {path} ({error.strerror}); choose another --out") from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -65,14 +68,15 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         BadInput: no space or no permission.
     """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
+            # O_EXCL and the umask's mode: tempfile would make it 0600 and lock out others.
+            handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp's 0600 would lock out others
                 os.fsync(file.fileno())
             os.replace(beside, path)
         except BaseException:
@@ -84,12 +88,6 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(folder)  # the rename itself must survive a power cut
         finally:
             os.close(folder)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -119,24 +117,46 @@ def read_json(path: Path) -> Any:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -> None:
     """Write tensors as safetensors, atomically; ``about`` is kept as JSON in the header."""
-    plain = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
-    write_bytes(path, save(plain, {"about": json.dumps(about)}))
+    plain: dict[str, Tensor] = {}
+    stored: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        # safetensors refuses tensors that share memory, as those of tied layers do
+        plain[name] = own.clone() if place in stored else own
+        stored.add(place)
+    text = json.dumps(about)
+    write_bytes(path, save(plain, {"about": text, "sha256": _checksum(plain, text)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """Tensors and ``about`` of a file written by ``write_tensors``.
 
     Raises:
-        BadInput: the file is missing or damaged.
+        BadInput: the file is missing or damaged, be it by a single bit.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("about", "null"))
-            return {n: file.get_tensor(n) for n in file.keys()}, about  # noqa: SIM118
+            header = file.metadata() or {}
+            tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+        text = header.get("about", "null")
+        if header.get("sha256") != _checksum(tensors, text):
+            raise ValueError("its checksum differs from its content")
+        return tensors, json.loads(text)
     except (OSError, SafetensorError, ValueError) as error:
         raise BadInput(
             f"{path} is missing or damaged ({error}); restore it, or delete the run and repeat it"
         ) from error
+
+
+def _checksum(tensors: Mapping[str, Tensor], about: str) -> str:
+    """SHA-256 over everything that is read back; safetensors itself has none."""
+    digest = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def made_by() -> dict[str, str]:
@@ -176,29 +196,35 @@ class Run:
         if not writer:
             return
         asked = json.loads(json.dumps(config))
+        known = self.path / "run.json"
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.path)
-        known = self.path / "run.json"
-        if known.exists():
-            belongs_to(self.path, read_json(known), verb, asked)
-        else:
+            # Looked at before the lock is made: a stranger's folder stays as it was.
             others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
-            if others:
+            if others and not known.exists():
                 raise BadInput(
                     f"{self.path} is no run directory but holds {others[0]!r}; "
                     f"choose an empty or new --out"
                 )
-            write_json(
-                known,
-                {
-                    "schema": SCHEMA,
-                    "verb": verb,
-                    "config": asked,
-                    "command": command,
-                    "made_by": made_by(),
-                },
-            )
+            self._lock = _lock(self.path)
+        try:
+            self._claim(known, verb, asked, command)
+        except BaseException:
+            self.close()
+            raise
+
+    def _claim(self, known: Path, verb: str, asked: dict[str, Any], command: str) -> None:
+        if known.exists():
+            belongs_to(self.path, read_json(known), verb, asked)
+        else:
+            about = {"schema": SCHEMA, "verb": verb, "config": asked, "command": command}
+            write_json(known, about | {"made_by": made_by()})
+        # What a killed process left behind; nobody else writes here, for the lock is ours.
+        leftovers = [*self.path.glob(f".*{PART}")]
+        if (self.path / "result.json").exists():
+            leftovers += [self.path / "last.safetensors", self.path / "best.safetensors"]
+        for leftover in leftovers:
+            leftover.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give the directory free for the next writer."""
@@ -271,12 +297,20 @@ def belongs_to(path: Path, found: dict[str, Any], verb: str, asked: dict[str, An
         for k in before.keys() | now.keys()
         if before.get(k) != now.get(k) and k.rpartition(".")[2] not in PLACE
     )
-    if changed:
-        said = ", ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in changed[:3])
+    derived = ("classes", "fingerprint")  # they follow from what else changed
+    if changed := [k for k in changed if k not in derived] or changed:
+        said = ", ".join(
+            f"{k}: {_short(before.get(k))} there, {_short(now.get(k))} now" for k in changed[:3]
+        )
         raise BadInput(
             f"{path} belongs to another command ({said}); repeat it as it was, "
             f"or choose another --out"
         )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -294,7 +328,7 @@ def _lock(path: Path) -> IO[str]:
     file = (path / ".lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         file.close()
         raise BadInput(
             f"{path} is in use by another process; wait for it or choose another --out"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -25,7 +25,7 @@ from tailor.distributed import Group, synced_batch_norm
 from tailor.errors import BadInput
 from tailor.losses import LossTerms, step_loss
 from tailor.progress import Progress, Silent
-from tailor.run import Run, read_log, read_tensors, write_tensors, writing
+from tailor.run import Run, read_tensors, write_tensors, writing
 from tailor.student import Student, trained_parameters
 
 if TYPE_CHECKING:
@@ -286,18 +286,18 @@ def evaluate(student: Student, batches: Batches, *, bf16: bool = False) -> float
 
 
 class _Meter:
-    """Sums over an epoch, kept on the device so that a GPU never waits for the log."""
+    """Sums over an epoch and all processes, on the device so that a GPU never waits for the log."""
 
     def __init__(self, device: torch.device, sums: Sequence[float] = (0.0, 0.0, 0.0, 0.0)):
-        self.sums = torch.tensor(list(sums), dtype=torch.float64).to(
-            device, torch.float32 if device.type == "mps" else torch.float64
-        )
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        self.sums = torch.tensor(list(sums), dtype=exact).to(device)
 
     def add(self, result: StepResult, images: int) -> None:
-        self.sums[0] += result.terms.total * images
-        self.sums[1] += result.terms.task * images
-        self.sums[2] += result.wrong
-        self.sums[3] += images
+        loss, task = result.terms.total * images, result.terms.task * images
+        seen = torch.stack([loss, task, result.wrong, torch.full_like(loss, images)])
+        seen = seen.to(self.sums.dtype)
+        Group.current().sum_(seen)
+        self.sums += seen
 
     def read(self) -> dict[str, float]:
         loss, task, wrong, images = self.sums.tolist()
@@ -343,14 +343,21 @@ def fit(
     optimizer = build_optimizer(student, settings)
     step, best, before = 0, _Best(), 0.0
     meter = _Meter(device)
-    if run is not None and (saved := run.checkpoint()) is not None:
+    saved = None if run is None else run.checkpoint()
+    if saved is not None:
         tensors, about = saved
+        if about["steps"] != train.steps:
+            raise BadInput(
+                f"the checkpoint has {about['steps']} steps per epoch, the data now {train.steps}: "
+                f"restore the data as it was, or choose another --out"
+            )
         _restore(student, optimizer, tensors)
         step, before = about["step"], about["seconds"]
         best = _Best(about["best"], about["best_epoch"])
         meter = _Meter(device, about["sums"])
-        run.rewind(stage, step)
         progress.say(f"resumed at step {step} of {settings.epochs * train.steps}")
+    if run is not None:
+        run.rewind(stage, step)
     if settings.compile:
         module.compile()
     forward: Callable[[Tensor], Any] = student
@@ -367,6 +374,7 @@ def fit(
         if run is not None and run.writer:
             about = {
                 "step": step,
+                "steps": train.steps,
                 "seconds": elapsed(),
                 "best": best.val,
                 "best_epoch": best.epoch,
@@ -375,75 +383,93 @@ def fit(
             write_tensors(run.path / "last.safetensors", _snapshot(student, optimizer), about)
         saved_at = time.monotonic()
 
+    def keep_best() -> None:
+        """Follows ``save``, so that a resumed run can make good for a crash between the two."""
+        if group.rank == 0 and best.epoch > 0 and step == best.epoch * train.steps:
+            best.keep(student, run)
+
     def log(record: dict[str, Any]) -> None:
         if run is not None:
             run.log({"kind": record.pop("kind"), "stage": stage, "step": step} | record)
 
-    def check_finite() -> dict[str, float]:
+    def diverged(what: str) -> Diverged:
+        rate = optimizer.param_groups[0]["lr"]
+        kept = run.path / "last.safetensors" if run is not None else None
+        good = f"the last good checkpoint is {kept}" if kept and kept.exists() else "none saved"
+        return Diverged(
+            f"the {what} became infinite or not a number by step {step} at learning rate "
+            f"{rate:.3g} ({good}); lower --lr, or give --clip 1, under another --out"
+        )
+
+    def finite_loss() -> dict[str, float]:
         seen = meter.read()
         if not math.isfinite(seen["loss"]):
-            rate = optimizer.param_groups[0]["lr"]
-            kept = run.path / "last.safetensors" if run is not None else None
-            good = f"the last good checkpoint is {kept}" if kept and kept.exists() else "none saved"
-            raise Diverged(
-                f"the loss became infinite or not a number by step {step} at learning rate "
-                f"{rate:.3g} ({good}); lower --lr, or give --clip 1, under another --out"
-            )
+            raise diverged("loss")
         return seen
 
-    progress.begin(settings.epochs * train.steps, step)
-    first = step // train.steps
-    for epoch in range(first, settings.epochs):
-        epoch_began = time.monotonic()
-        student.train()
-        for batch in train.epoch(epoch, start_step=step - epoch * train.steps):
-            share = rate_at(settings, step / train.steps)
-            for params in optimizer.param_groups:
-                params["lr"] = params["base_lr"] * share
-            # The state of every generator is a function of (seed, step, rank): nothing to save.
-            torch.manual_seed((settings.seed * 1_000_003 + step) * 1_009 + group.rank)
-            with synced_batch_norm(group):
-                result = training_step(
-                    student,
-                    optimizer,
-                    batch.images,
-                    batch.labels,
-                    settings,
-                    epoch=step / train.steps,
-                    forward=forward,
-                )
-            meter.add(result, len(batch.labels))
-            step += 1
-            if device.type == "cpu" or step % settings.log_every == 0:
-                seen = check_finite()
-                progress.advance(1 if device.type == "cpu" else settings.log_every, seen)
-            if step % settings.log_every == 0:
-                speed = train.batch * settings.log_every / max(board.lap(), 1e-9)
-                log({"kind": "train", "epoch": epoch + 1, **seen, "lr": settings.lr * share}
-                    | {"images_per_second": speed})  # fmt: skip
-            if time.monotonic() - saved_at > settings.checkpoint_seconds and step % train.steps:
-                check_finite()
-                save()
-        seen = check_finite()
-        meter.sums.zero_()
-        metric = None
-        if val is not None:
-            metric = evaluate(student, val, bf16=settings.bf16)
-            if best.beaten_by(metric) and settings.select == "best":
-                best = _Best(metric, epoch + 1)
-                if group.rank == 0:
-                    best.keep(student, run)
-        record = _epoch_record(student, seen, metric, settings.lr * share)
-        log(
-            {"kind": "epoch", "epoch": epoch + 1, "seconds": time.monotonic() - epoch_began}
-            | record
-        )
-        if group.rank == 0:
-            board.epoch(record, step)
-        save()
-        progress.epoch(epoch + 1, settings.epochs, record)
-    progress.end()
-    board.close()
+    keep_best()
+    with contextlib.ExitStack() as until_done:
+        until_done.callback(progress.end)
+        until_done.callback(board.close)
+        progress.begin(settings.epochs * train.steps, step)
+        shown = step
+        for epoch in range(step // train.steps, settings.epochs):
+            board.lap()  # validation is no training time
+            epoch_began, timed_from = time.monotonic(), step
+            student.train()
+            for batch in train.epoch(epoch, start_step=step - epoch * train.steps):
+                share = rate_at(settings, step / train.steps)
+                for params in optimizer.param_groups:
+                    params["lr"] = params["base_lr"] * share
+                # All generators are a function of (seed, step, rank): there is no state to save.
+                seed = (settings.seed * 1_000_003 + step) * 1_009 + group.rank
+                torch.manual_seed(seed % 2**63)
+                with synced_batch_norm(group):
+                    result = training_step(
+                        student,
+                        optimizer,
+                        batch.images,
+                        batch.labels,
+                        settings,
+                        epoch=step / train.steps,
+                        forward=forward,
+                    )
+                meter.add(result, len(batch.labels))
+                step += 1
+                if device.type == "cpu" or step % settings.log_every == 0:
+                    seen = finite_loss()
+                    progress.advance(step - shown, seen)
+                    shown = step
+                if step % settings.log_every == 0:
+                    speed = train.batch * (step - timed_from) / max(board.lap(), 1e-9)
+                    timed_from = step
+                    line = {"kind": "train", "epoch": epoch + 1, **seen, "lr": settings.lr * share}
+                    log(line | {"images_per_second": speed})
+                if (
+                    time.monotonic() - saved_at > settings.checkpoint_seconds
+                    and step % train.steps
+                    and _sound(student, optimizer)
+                ):
+                    save()
+            seen = finite_loss()
+            if not _sound(student, optimizer):
+                raise diverged("weights")
+            meter.sums.zero_()
+            metric = None
+            if val is not None:
+                metric = evaluate(student, val, bf16=settings.bf16)
+                if settings.select == "best" and best.beaten_by(metric):
+                    best = _Best(metric, epoch + 1)
+            record = _epoch_record(student, seen, metric, settings.lr * share)
+            seconds = time.monotonic() - epoch_began
+            log({"kind": "epoch", "epoch": epoch + 1, "seconds": seconds} | record)
+            if group.rank == 0:
+                board.epoch(record, step)
+            save()
+            keep_best()
+            progress.advance(step - shown, seen)
+            shown = step
+            progress.epoch(epoch + 1, settings.epochs, record)
     if settings.select == "best" and val is not None:
         best.restore(student, run)
         return Fitted(best.val, best.epoch, elapsed())
@@ -504,7 +530,7 @@ class _Board:
     """TensorBoard under the tags that users of TAPS know, and a stop watch for the log."""
 
     def __init__(self, run: Run | None, step: int) -> None:
-        self.run, self.purge = run, step
+        self.run, self.resumed_at = run, step
         self.writer: SummaryWriter | None = None
         self.since = time.monotonic()
 
@@ -521,7 +547,8 @@ class _Board:
             if self.writer is None:
                 from torch.utils.tensorboard import SummaryWriter  # a second to import
 
-                self.writer = SummaryWriter(str(folder), purge_step=self.purge or None)
+                # What a killed session wrote past its last checkpoint is shown once, not twice.
+                self.writer = SummaryWriter(str(folder), purge_step=self.resumed_at + 1)
             tags = {
                 "Training Loss": record["train_loss"],
                 "Training Error": record["train_error"],
@@ -539,6 +566,12 @@ class _Board:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def _sound(student: Student, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether weights and optimiser state are finite: a step can spoil them after a good loss."""
+    state = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
+    return all(bool(t.isfinite().all()) for t in [*trained_parameters(student), *state])
 
 
 def _snapshot(student: Student, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -568,10 +601,3 @@ def _restore(
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
-
-
-def history(run: Run) -> Iterator[dict[str, Any]]:
-    """The epochs of a run's log."""
-    for record in read_log(run.path / "log.jsonl"):
-        if record.get("kind") == "epoch":
-            yield record

@@ -202,10 +202,11 @@ def _train_new(
     tell: Reporter,
     command: str,
 ) -> dict[str, Any]:
+    # Cheap checks first: fetching weights or decoding images may take minutes.
     method = catalog.load("students", name, "method")
     options.train.check()
-    backbone = _backbone(net, options.data)
     task = _task(options.data)
+    backbone = _backbone(net, options.data)
     student = method.build(backbone, len(task.classes), settings, seed=options.train.seed)
     return fit(
         student,
@@ -262,10 +263,15 @@ def fit(
         "fingerprint": backbone.fingerprint(),
         "classes": list(task.classes),
     }
-    with _open_run(Path(out), "teach" if stage == "teacher" else "adapt", config, command) as run:
+    verb, out = "teach" if stage == "teacher" else "adapt", Path(out)
+    progress = (tell or for_terminal)(f"{stage} {out.name}")
+    # A new directory is only made once nothing more can be wrong with the data.
+    splits = None if out.exists() else _splits(task, backbone, data, train, progress)
+    with _open_run(out, verb, config, command) as run:
         if (done := run.result) is not None:
             return done
-        fitted = _fit(student, task, data, train, run, stage, tell or for_terminal)
+        splits = splits or _splits(task, backbone, data, train, progress)
+        fitted = train_student(student, *splits, train, run=run, stage=stage, progress=progress)
         facts = {"task": task.name, "metric": task.metric, "config": config, "kept": None}
         return _finish(run, student, task, fitted, facts, stage, train)
 
@@ -307,12 +313,18 @@ def retrain(options: Retrain, *, tell: Reporter = _nobody, command: str = "") ->
         "train": dataclasses.asdict(options.train),
         "kept": opened.result["kept"],
     }
+    progress = tell(f"retrain {out.name}")
+    student, train = opened.student, options.train
+    splits = (
+        None if out.exists() else _splits(task, student.universal, opened.data, train, progress)
+    )
     with _open_run(out, "retrain", config, command) as run:
         if (done := run.result) is not None:
             return done
-        fitted = _fit(opened.student, task, opened.data, options.train, run, "retrain", tell)
+        splits = splits or _splits(task, student.universal, opened.data, train, progress)
+        fitted = train_student(student, *splits, train, run=run, stage="retrain", progress=progress)
         facts = _inherited(opened) | {"kept": opened.result["kept"]}
-        return _finish(run, opened.student, task, fitted, facts, "retrained", options.train)
+        return _finish(run, student, task, fitted, facts, "retrained", train)
 
 
 def evaluate(
@@ -462,25 +474,17 @@ def _open_run(path: Path, verb: str, config: dict[str, Any], command: str) -> Ru
     return Run(path, verb, config, command, writer=False)
 
 
-def _fit(
-    student: Student,
-    task: Task,
-    data: Data,
-    settings: Settings,
-    run: Run,
-    stage: str,
-    tell: Reporter,
-) -> Fitted:
-    title = f"{stage} {run.path.name}"
-    progress = tell(title)
-    train = batches(task, "train", student.universal, data, settings, train=True)
-    val = batches(task, "val", student.universal, data, settings)
+def _splits(
+    task: Task, backbone: Backbone, data: Data, settings: Settings, progress: Progress
+) -> tuple[Batches, Batches]:
+    """Training and validation batches; bad images that were left out are counted aloud."""
+    train = batches(task, "train", backbone, data, settings, train=True)
+    val = batches(task, "val", backbone, data, settings)
     for name, found in (("train", train), ("val", val)):
         if found.skipped:
-            progress.say(
-                f"left out {len(found.skipped)} bad images of {name}: {found.skipped[0]} ..."
-            )
-    return train_student(student, train, val, settings, run=run, stage=stage, progress=progress)
+            count = len(found.skipped)
+            progress.say(f"left out {count} bad images of {name}, such as {found.skipped[0]}")
+    return train, val
 
 
 def _measure(

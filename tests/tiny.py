@@ -1,0 +1,77 @@
+"""Networks, images and students so small that a whole training takes a tenth of a second."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from students import finetune, probe, taps
+from tailor.backbone import Backbone
+from tailor.data import Batches
+from tailor.task import Pixels, Split
+from tailor.view import View
+
+PX, CLASSES = 8, 3
+
+
+def conv_net(*, dropout: float = 0.0, seed: int = 0) -> Backbone:
+    """Two convolutions with batch norm, a residual sum and a linear layer: 3 x 8 x 8 to 10."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+            self.bn1 = nn.BatchNorm2d(6)
+            self.conv2 = nn.Conv2d(6, 6, 3, padding=1)
+            self.bn2 = nn.BatchNorm2d(6)
+            self.drop = nn.Dropout(dropout)
+            self.fc1 = nn.Linear(6, 10)
+
+        def forward(self, x):
+            x = self.bn1(self.conv1(x)).relu()
+            x = (x + self.bn2(self.conv2(x))).relu()
+            return self.fc1(self.drop(x.mean((2, 3)))).tanh()
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Backbone(Net(), name="conv_net", input_size=(3, PX, PX))
+
+
+def transformer(*, drop_path: float = 0.0) -> Backbone:
+    """timm's vision transformer with layer norms: 2 blocks of 8 channels on 4 patches."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = VisionTransformer(
+            img_size=PX,
+            patch_size=4,
+            embed_dim=8,
+            depth=2,
+            num_heads=2,
+            num_classes=0,
+            drop_path_rate=drop_path,
+            proj_drop_rate=drop_path,
+        )
+        return Backbone(model, name="transformer", input_size=(3, PX, PX))
+
+
+def images(count: int, *, seed: int = 0) -> Split:
+    """Noise whose brightness tells the class."""
+    random = np.random.RandomState(seed)
+    labels = np.arange(count) % CLASSES
+    noise = random.randint(0, 128, size=(count, PX, PX, 3))
+    return Split(Pixels((noise + 60 * labels[:, None, None, None]).astype(np.uint8), "noise"), labels)
+
+
+def batches(count: int, batch: int, *, train: bool, seed: int = 0, **options: object) -> Batches:
+    """Batches of ``images``, shifted at random by up to a pixel when training."""
+    view = View(px=PX, crop="pad" if train else "none", pad=1)
+    return Batches(images(count, seed=seed), view, batch=batch, train=train, workers=1, **options)
+
+
+def student(method: str, backbone: Backbone | None = None, **options: object) -> nn.Module:
+    """A student of ``conv_net`` with a head for ``CLASSES``."""
+    modules = {"taps": taps, "finetune": finetune, "probe": probe}
+    module = modules[method]
+    return module.build(backbone or conv_net(), CLASSES, module.Config(**options), seed=1)
