@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis import canvas
 from analysis.canvas import INK, MUTED
+from analysis.table import settled
 
 PARTS = ("universal", "deltas", "norms", "scores", "other", "head")
 TASKS = (1, 2, 3, 5, 10)  # how many tasks the multiple is told for
@@ -28,7 +29,8 @@ def budget_table(frame: pd.DataFrame, tasks: Sequence[int] = TASKS) -> pd.DataFr
     """The parts of one task, and the multiple for a growing number of tasks like it.
 
     Args:
-        frame: what ``analysis.table.table`` returned, of one backbone.
+        frame: what ``analysis.table.table`` returned, of one backbone. Of a student that was
+            pruned, the stage before is left out.
         tasks: numbers of tasks.
 
     Returns:
@@ -36,6 +38,7 @@ def budget_table(frame: pd.DataFrame, tasks: Sequence[int] = TASKS) -> pd.DataFr
         ``method``, ``PARTS`` in percent of the backbone's parameters (``other``: what a task stores
         beside deltas, norms and scores, such as adapters), and ``×K`` for each K of ``tasks``.
     """
+    frame = settled(frame)
     parts = frame[["label", "method"]].copy()
     parts["universal"] = 100.0
     for name in PARTS[1:]:
@@ -49,6 +52,8 @@ def budget_table(frame: pd.DataFrame, tasks: Sequence[int] = TASKS) -> pd.DataFr
 def budget_bars(frame: pd.DataFrame) -> Figure:
     """Draw ``budget_table(frame)``: stacked bars, and lines over the number of tasks."""
     parts = budget_table(frame)
+    # Retraining changes no size: one bar for both stages is enough.
+    parts = parts.loc[~parts.drop(columns="label").duplicated(keep="last")]
     figure = canvas.figure(10.5, max(3.1, 1.3 + 0.27 * len(parts)))
     bars, lines = figure.subplots(1, 2, gridspec_kw={"width_ratios": (1.5, 1)})
     _draw_bars(bars, parts)

@@ -115,7 +115,7 @@ def _cell(name: str, text: str, key: float | None, *, star: bool) -> str:
         mark = " <span class='star' title='best trade-off'>★</span>" if star else ""
         return f"<th scope='row'>{escape(text)}{mark}</th>"
     if key is None:
-        return f"<td class='text'>{escape(text)}</td>"
+        return f"<td class='text' title='{escape(text)}'>{escape(text)}</td>"
     sort = "" if math.isnan(key) else f" data-key='{key:.10g}'"
     return f"<td{sort}>{escape(text)}</td>"
 
@@ -203,10 +203,10 @@ summary{cursor:pointer}
 .small td,.small th{padding:4px 10px}
 code{font:.92em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space:pre-wrap;
 overflow-wrap:anywhere}
-td.text{white-space:normal;max-width:15em;overflow-wrap:anywhere}
-.small td.text{min-width:320px;max-width:none}
+td.text{max-width:14em;overflow:hidden;text-overflow:ellipsis}
+.small td.text{min-width:320px;max-width:none;white-space:normal;overflow-wrap:anywhere}
 @media(max-width:640px){body{font-size:15px}main{padding:18px 14px 40px}h1{font-size:1.55rem}
-th,td{padding:6px 8px}
+th,td{padding:6px 8px}td.text{max-width:8em}
 #results th:first-child{position:sticky;left:0;z-index:1;background:var(--card)}
 #results thead th:first-child{z-index:3}}
 @media print{body{font-size:10pt}main{max-width:none;padding:0}.tall{max-height:none;border:0}

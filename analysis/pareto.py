@@ -12,20 +12,23 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from analysis import canvas
 from analysis.canvas import INK, MUTED, PAPER
 from analysis.rows import missing
+from analysis.table import settled
 
 _REFERENCES = ("finetune", "scratch", "probe")
 # Places for a label around its point in pixels; a 0 is centred, a negative one ends there.
 _BESIDE = ((8, -18), (-8, 6), (8, 6), (-8, -18), (0, 13), (0, -26), (14, -5), (-14, -5))
+_ACCURACIES = (*range(0, 91, 10), 95, 98, 99, 99.5, 100)
 _MARKERS = {"adapt": "o", "pruned": "v", "retrained": "D"}
 
 
@@ -70,7 +73,8 @@ def pareto_table(frame: pd.DataFrame) -> pd.DataFrame:
     """What the figure draws.
 
     Args:
-        frame: what ``analysis.table.table`` returned, of one backbone.
+        frame: what ``analysis.table.table`` returned, of one backbone. Of a student that was
+            pruned, the stage before is left out.
 
     Returns:
         ``task``, ``label``, ``method``, ``stage``, ``lam``, ``series`` (method, and price if there
@@ -78,6 +82,7 @@ def pareto_table(frame: pd.DataFrame) -> pd.DataFrame:
         backbone's parameters), ``accuracy``, ``spread`` (percent, on the test split, or on
         validation for tasks where a test value is missing), ``split``, ``front``.
     """
+    frame = settled(frame)
     points = frame[["task", "label", "method", "stage", "lam"]].copy()
     several = frame["price"].dropna().nunique() > 1
     points["series"] = [
@@ -139,16 +144,41 @@ def _draw_task(axes: Axes, points: pd.DataFrame, colours: dict[str, str]) -> Non
             elinewidth=1.1, markeredgecolor=PAPER, markeredgewidth=0.8, zorder=3,
             **_line(method, stage, colours),
         )  # fmt: skip
-    axes.margins(y=0.12)
-    axes.set_ylim(top=min(axes.get_ylim()[1], 100.6))  # nothing is above 100 % but a marker's half
+    spread = points["spread"].fillna(0.0)
+    _scale_accuracy(axes, points["accuracy"] - spread, points["accuracy"] + spread)
 
 
 def _line(method: str, stage: str, colours: dict[str, str]) -> dict[str, Any]:
-    """A reference is a lone square; a method is a line through its λ, dotted once pruned."""
+    """A reference is a lone square; a method is a line through its λ, dotted until it is retrained."""
     if method in _REFERENCES:
         return {"color": colours[method], "marker": "s", "linewidth": 0}
-    style = {"marker": _MARKERS.get(stage, "o"), "linestyle": "-" if stage == "adapt" else ":"}
+    style = {"marker": _MARKERS.get(stage, "o"), "linestyle": ":" if stage == "pruned" else "-"}
     return style | {"color": colours[method], "linewidth": 1.4}
+
+
+def _scale_accuracy(axes: Axes, lows: pd.Series, highs: pd.Series) -> None:
+    """An axis that is logarithmic in the error, so that 99 and 99.5 % stand apart.
+
+    Half a point is added to the error before its logarithm: 100 % must have a place.
+    """
+    axes.set_yscale("function", functions=(_height, _accuracy))
+    low, high = (float(_height(value)) for value in (lows.min(), min(highs.max(), 100.0)))
+    room = 0.1 * (high - low) + 0.01
+    bottom, top = float(_accuracy(low - room)), min(float(_accuracy(high + room)), 100.3)
+    ticks = [tick for tick in _ACCURACIES if bottom <= tick <= top]
+    if len(ticks) < 4:  # a narrow range, in which the logarithm is a straight line
+        ticks = [t for t in MaxNLocator(6).tick_values(bottom, top) if bottom <= t <= top]
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylim(bottom, top)
+
+
+def _height(accuracy: Any) -> Any:
+    return -np.log10(np.maximum(100.5 - np.asarray(accuracy, dtype=float), 1e-3))
+
+
+def _accuracy(height: Any) -> Any:
+    return 100.5 - 10.0 ** -np.asarray(height, dtype=float)
 
 
 def _scale(axes: Axes, positive: pd.Series) -> None:

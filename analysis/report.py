@@ -116,7 +116,8 @@ def _pareto(lines: pd.DataFrame, of: str, tail: str) -> list[Picture]:
     numbers = _texts(points, ".4g")
     text = (
         "Up and to the left is better. The grey line is the Pareto front: no setting is both more "
-        "accurate and smaller. Bars are the sample standard deviation over seeds."
+        "accurate and smaller. Bars are the sample standard deviation over seeds. The accuracy "
+        "axis is logarithmic in the error, so that 99 and 99.5 % stand apart."
     )
     title = f"Accuracy against added parameters{of}"
     return [Picture(f"pareto{tail}", title, text, drawn, numbers)]

@@ -60,6 +60,18 @@ def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return frame.astype({"lam": float})
 
 
+def settled(frame: pd.DataFrame) -> pd.DataFrame:
+    """The lines of ``table`` without students that were pruned later.
+
+    Until it is pruned, a student stores what it does not use: its size says nothing yet.
+    """
+    same = [name for name in GROUP if name != "stage"]
+    experiment = [tuple(map(str, line)) for line in frame[same].itertuples(index=False)]
+    later = {e for e, s in zip(experiment, frame["stage"], strict=True) if s != "adapt"}
+    kept = [s != "adapt" or e not in later for e, s in zip(experiment, frame["stage"], strict=True)]
+    return frame[kept]
+
+
 def cells(frame: pd.DataFrame) -> pd.DataFrame:
     """The table as text for people: the same lines, columns with a title and a unit.
 

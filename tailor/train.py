@@ -359,7 +359,7 @@ def fit(
     if run is not None:
         run.rewind(stage, step)
     if settings.compile:
-        module.compile()
+        _compile(student)
     forward: Callable[[Tensor], Any] = student
     if group.world > 1:
         forward = DistributedDataParallel(module, broadcast_buffers=False)
@@ -566,6 +566,19 @@ class _Board:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def _compile(student: Student) -> None:
+    """Compile the student's ``trunk`` where it has one, otherwise all of it.
+
+    A gated student reads its gates in Python; compiled as a whole, every new pattern of open gates
+    would compile it again.
+    """
+    compiled = cast(Any, student)
+    if hasattr(student, "trunk"):
+        compiled.trunk = torch.compile(compiled.trunk)
+    else:
+        compiled.compile()
 
 
 def _sound(student: Student, optimizer: torch.optim.Optimizer) -> bool:

@@ -250,6 +250,24 @@ def test_pareto_plot_has_a_panel_per_task_and_a_place_for_zero(tmp_path):
     assert all(panel.get_xlim()[0] < 0 for panel in figure.axes)
 
 
+def test_a_student_that_was_pruned_is_compared_by_its_smaller_self(study):
+    compared = pareto.pareto_table(table(rows(study)))
+    assert list(compared["label"]) == [
+        "finetune", "scratch", "probe",
+        "taps λ=0.1 retrained", "taps λ=0.3 retrained", "taps λ=1 retrained",
+    ]  # fmt: skip
+
+
+def test_accuracies_of_zero_and_a_hundred_percent_have_a_place(tmp_path):
+    runs = [one(tmp_path / "a", "probe", test=0.0), one(tmp_path / "b", "finetune", test=1.0)]
+    axes = pareto.pareto_plot(table(rows(runs))).axes[0]
+    assert {0, 50, 90, 99, 100} <= set(axes.get_yticks())
+    # Equal steps are equal factors of (error + .5): 100.5 at 0 %, 10.5 at 90 %, .5 at 100 %.
+    low, high = (axes.transData.transform((0, accuracy))[1] for accuracy in (0.0, 100.0))
+    part = (axes.transData.transform((0, 90.0))[1] - low) / (high - low)
+    assert part == pytest.approx(math.log(100.5 / 10.5) / math.log(100.5 / 0.5))
+
+
 def test_pareto_plot_of_unknown_accuracies_is_none(tmp_path):
     run = one(tmp_path / "a", "probe", test=None, val=None)
     assert pareto.pareto_plot(table(rows([run]))) is None
