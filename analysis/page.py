@@ -167,7 +167,7 @@ _CSS = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
-main{max-width:1120px;margin:0 auto;padding:28px 24px 64px}
+main{max-width:1240px;margin:0 auto;padding:28px 24px 64px}
 h1{font-size:2rem;line-height:1.2;margin:.1em 0;overflow-wrap:anywhere}
 h2{font-size:1.25rem;margin:2.2em 0 .6em;overflow-wrap:anywhere}
 p{margin:.5em 0}
@@ -180,7 +180,7 @@ margin-top:22px;border-radius:0 8px 8px 0;font-size:1.06rem;overflow-wrap:anywhe
 .tall{overflow:auto;max-height:82vh;border:1px solid var(--rule);border-radius:8px}
 table{border-collapse:separate;border-spacing:0;width:100%;font-size:.92rem;
 font-variant-numeric:tabular-nums}
-th,td{padding:7px 12px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
+th,td{padding:7px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
 tbody tr:last-child>*{border-bottom:0}
 thead th{position:sticky;top:0;z-index:2;background:var(--card);font-weight:600}
 th[scope=row],.text,.name{text-align:left!important}

@@ -149,7 +149,7 @@ def _draw_task(axes: Axes, points: pd.DataFrame, colours: dict[str, str]) -> Non
 
 
 def _line(method: str, stage: str, colours: dict[str, str]) -> dict[str, Any]:
-    """A reference is a lone square; a method is a line through its λ, dotted until it is retrained."""
+    """A reference is a lone square, a method a line through its λ, dotted until retrained."""
     if method in _REFERENCES:
         return {"color": colours[method], "marker": "s", "linewidth": 0}
     style = {"marker": _MARKERS.get(stage, "o"), "linestyle": ":" if stage == "pruned" else "-"}

@@ -8,7 +8,7 @@ mislead.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -141,14 +141,20 @@ def _tied(text: str) -> str:
 
 def _differing(runs: Sequence[Run]) -> list[str]:
     """Names of the configuration's entries in which runs differ, seed and place aside."""
-    configs = [run.setup.get("config") or {} for run in runs]
+    configs = [_entries(run.setup.get("config") or {}) for run in runs]
     names = dict.fromkeys(name for config in configs for name in config)
-    return [
-        name
-        for name in names
-        if name not in ("seed", "out", *PLACE)
-        and any(c.get(name) != configs[0].get(name) for c in configs)
-    ]
+    return [n for n in names if any(config.get(n) != configs[0].get(n) for config in configs)]
+
+
+def _entries(config: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
+    """``{"train": {"lr": 1}}`` as ``{"train.lr": 1}``."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            found |= _entries(value, f"{inside}{name}.")
+        elif name not in ("seed", "out", *PLACE):
+            found[inside + name] = value
+    return found
 
 
 def _float(value: Any) -> float:

@@ -49,7 +49,8 @@ class Study:
     lams: tuple[float, ...]
     references: tuple[str, ...] = ("finetune", "probe", "scratch")
     seeds: tuple[int, ...] = (0, 1, 2)
-    train: Settings  # of references and students
+    reference: Settings  # of fine-tuning, probe and scratch
+    adapt: Settings
     retrain: Settings
     taps: taps.Config = field(default_factory=taps.Config)
 
@@ -74,10 +75,10 @@ def jobs(study: Study) -> list[Job]:
             task = short(data)
             for method in study.references:
                 name = f"{task}/{method}-s{seed}"
-                found.append(Job(name, data, seed, method, None, study.train.epochs))
+                found.append(Job(name, data, seed, method, None, study.reference.epochs))
             for lam in study.lams:
                 name = f"{task}/taps-{lam:g}-s{seed}"
-                epochs = study.train.epochs + study.retrain.epochs
+                epochs = study.adapt.epochs + study.retrain.epochs
                 found.append(Job(name, data, seed, "taps", lam, epochs))
     return found
 
@@ -194,20 +195,20 @@ def _run_job(study: Study, job: Job, source: str, news: Any, command: str) -> di
     told = _Epochs(news)
     out = study.out / job.name
     net = Net(backbone=study.source.net.backbone, weights=source)
-    train = dataclasses.replace(study.train, seed=job.seed, device="cpu")
     if job.method == "taps":
         config = dataclasses.replace(study.taps, lam=job.lam or 0.0)
+        train = dataclasses.replace(study.adapt, seed=job.seed)
         adapted = Adapt(
             out=out, method="taps", data=job.data, net=net, settings=config, train=train
         )
         workflow.adapt(adapted, tell=told.listen, command=command)
         pruned = out.with_name(out.name + "-pruned")
         workflow.prune(Prune(run=out, out=pruned), command=command)
-        again = dataclasses.replace(study.retrain, seed=job.seed, device="cpu")
+        again = dataclasses.replace(study.retrain, seed=job.seed)
         retrained = Retrain(run=pruned, train=again)
         result = workflow.retrain(retrained, tell=told.listen, command=command)
     else:
-        train = dataclasses.replace(train, select="best")
+        train = dataclasses.replace(study.reference, seed=job.seed)
         mode = cast(Mode, job.method)
         options = Teach(out=out, mode=mode, data=job.data, net=net, train=train)
         result = workflow.teach(options, tell=told.listen, command=command)

@@ -429,11 +429,11 @@ def test_headline_names_the_trade_off_with_its_numbers(study):
 
 
 def test_a_seed_that_counts_twice_is_said_with_what_differs(tmp_path):
-    write_run(tmp_path / "a", "probe", config={"lr": 0.1, "out": "a"})
-    write_run(tmp_path / "b", "probe", config={"lr": 0.2, "out": "b"})
+    write_run(tmp_path / "a", "probe", config={"train": {"lr": 0.1, "seed": 0}, "out": "a"})
+    write_run(tmp_path / "b", "probe", config={"train": {"lr": 0.2, "seed": 0}, "out": "b"})
     said = summary.doubts(read_runs(tmp_path.iterdir()))
     assert said[0].endswith("only 1 different seeds, so ± is no spread over seeds. "
-                            "The runs differ in: lr.")  # fmt: skip
+                            "The runs differ in: train.lr.")  # fmt: skip
 
 
 def test_runs_on_different_universal_weights_are_said(tmp_path):

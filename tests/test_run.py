@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import stat
-import struct
 import subprocess
 import sys
 
@@ -140,7 +139,6 @@ def test_a_full_disk_stops_the_log_in_one_line(full_disk):
         with pytest.raises(BadInput, match="no space left"):
             for step in range(10_000):
                 run.log({"kind": "train", "stage": "adapt", "step": step})
-        (full_disk / "run" / "tensorboard").unlink(missing_ok=True)
         whole = read_log(full_disk / "run" / "log.jsonl")
         assert [r["step"] for r in whole] == list(range(len(whole)))
 
@@ -159,9 +157,7 @@ def test_tensors_come_back_with_what_was_said_about_them(tmp_path):
     write_tensors(path, wrote, {"step": 3, "best": None})
     tensors, about = read_tensors(path)
     assert about == {"step": 3, "best": None}
-    assert all(
-        torch.equal(tensors[n], t) and tensors[n].dtype == t.dtype for n, t in wrote.items()
-    )
+    assert all(torch.equal(tensors[n], t) and tensors[n].dtype == t.dtype for n, t in wrote.items())
 
 
 def test_tied_tensors_are_written_under_both_names(tmp_path):
@@ -184,26 +180,16 @@ def test_a_truncated_file_is_bad_input(tmp_path, share):
         read_tensors(path)
 
 
-def test_every_flipped_bit_is_found(tmp_path):
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"x": torch.arange(4.0), "n": torch.tensor(3)}, {"step": 12})
     good = path.read_bytes()
-    header = struct.unpack("<Q", good[:8])[0]
-    # Padding and the digits of a number may be written in more than one way; nothing else may.
-    harmless = 0
     for position in range(len(good)):
         bad = bytearray(good)
-        bad[position] ^= 1
-        path.write_bytes(bytes(bad))
-        try:
-            tensors, about = read_tensors(path)
-        except BadInput:
-            continue
-        harmless += 1
-        assert position < 8 + header
-        assert about == {"step": 12}
-        assert tensors["x"].tolist() == [0, 1, 2, 3]
-    assert harmless == 0
+        bad[position] ^= 1 << position % 8
+        path.write_bytes(bad)
+        with pytest.raises(BadInput, match="missing or damaged"):
+            read_tensors(path)
 
 
 # Directories

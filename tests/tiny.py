@@ -61,7 +61,9 @@ def images(count: int, *, seed: int = 0) -> Split:
     random = np.random.RandomState(seed)
     labels = np.arange(count) % CLASSES
     noise = random.randint(0, 128, size=(count, PX, PX, 3))
-    return Split(Pixels((noise + 60 * labels[:, None, None, None]).astype(np.uint8), "noise"), labels)
+    return Split(
+        Pixels((noise + 60 * labels[:, None, None, None]).astype(np.uint8), "noise"), labels
+    )
 
 
 def batches(count: int, batch: int, *, train: bool, seed: int = 0, **options: object) -> Batches:
