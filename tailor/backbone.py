@@ -113,6 +113,8 @@ class Backbone(nn.Module):
         Raises:
             BadInput: unknown name, weights that cannot be had, or weights of another network.
         """
+        if px is not None and px < 1:
+            raise BadInput(f"px is {px}; give the side of the input in pixels, 1 or more")
         make = _family(name)
         weights = str(weights)
         with torch.random.fork_rng(devices=[]):

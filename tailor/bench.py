@@ -12,9 +12,10 @@ Inference compares ``student.merge()`` with the plain network.
 The clock is the process's CPU time for one thread on the CPU, which a busy machine disturbs least,
 and wall time for everything else; wall-clock numbers are always beside it. Peak memory is the
 largest resident size of the whole process (interpreter, libraries, weights, activations) until
-training ends; on CUDA, the largest size of allocated tensors. On Linux both workers keep freed
-memory instead of giving it back to the system after each step: whether glibc does that is luck of
-the heap's layout, and the page faults cost one process a sixth of its time and the next nothing.
+three training steps end; on CUDA, the largest size of allocated tensors. Left to itself, glibc
+keeps or returns freed memory by the luck of the heap's layout: page faults cost one process a sixth
+of its time and the next nothing, and peaks differ by 40 MB. So, on Linux, the workers that are
+timed keep all memory, and a second pair, which returns all of it at once, is weighed.
 Reading images is no part of a step; ``data`` measures it alone.
 """
 
@@ -68,7 +69,10 @@ _PHASES: tuple[tuple[str, str, int, int | None], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to measure. The defaults end within a minute on two cores."""
+    """What to measure. The defaults end within a minute on two cores.
+
+    Example: tailor bench --method taps --backbone resnet34 --px 64 --batch 32 --threads 1
+    """
 
     method: str = "taps"
     """Whose training step and merged network; `tailor list methods`."""
@@ -120,12 +124,7 @@ def run(
     report: dict[str, Any] = {}
     done, turns = 0, 2 * config.rounds * len(_PHASES)
     with contextlib.ExitStack() as stack:
-        sides = {
-            side: stack.enter_context(contextlib.closing(_Worker(side, config)))
-            for side in ("plain", "method")
-        }
-        for worker in sides.values():
-            worker.receive()  # both build at once; from here on only one computes at a time
+        sides = _pair(stack, config, keep_memory=True)
         for what, do, calls_per_step, batch in _PHASES:
             calls, images = calls_per_step * config.steps, batch or config.batch
             command = {"do": do, "calls": calls, "batch": images}
@@ -139,9 +138,7 @@ def run(
                     seconds[side].append(sides[side].ask(command))
                     done += 1
             report[what] = _compare(seconds, calls * images, _clock(config))
-            if what == "train":
-                peaks = {side: worker.ask({"do": "peak"})["mb"] for side, worker in sides.items()}
-                report[what] |= {"peak_mb_plain": peaks["plain"], "peak_mb": peaks["method"]}
+    report["train"] |= _peaks(config)
     if config.data:
         report["data_images_per_second"] = round(_data_images_per_second(config))
     if on_progress is not None:
@@ -210,6 +207,27 @@ def _check(config: Config) -> None:
         raise BadInput(f"device {config.device!r} is not here; give --device {here}")
 
 
+def _pair(stack: contextlib.ExitStack, config: Config, *, keep_memory: bool) -> dict[str, _Worker]:
+    """Both workers, built at the same time; from then on only one may compute at a time."""
+    sides = {
+        side: stack.enter_context(contextlib.closing(_Worker(side, config, keep_memory)))
+        for side in ("plain", "method")
+    }
+    for worker in sides.values():
+        worker.receive()
+    return sides
+
+
+def _peaks(config: Config) -> dict[str, float]:
+    """Peak memory of training, in MB: three steps reach it."""
+    with contextlib.ExitStack() as stack:
+        peaks = {}
+        for side, worker in _pair(stack, config, keep_memory=False).items():
+            worker.ask({"do": "train", "calls": 3, "batch": config.batch})
+            peaks[side] = worker.ask({"do": "peak"})["mb"]
+    return {"peak_mb_plain": peaks["plain"], "peak_mb": peaks["method"]}
+
+
 def _clock(config: Config) -> Literal["cpu", "wall"]:
     return "cpu" if config.device == "cpu" and config.threads == 1 else "wall"
 
@@ -245,10 +263,16 @@ def _made_by(config: Config) -> dict[str, Any]:
     return {"torch": torch.__version__, "machine": name}
 
 
+# glibc: to time, never shrink the heap and take from it whatever it may hold (32 MiB at most); to
+# weigh, map every tensor by itself and give it back at once.
+_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
+_FREE_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 16), "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+
+
 class _Worker:
     """A process that computes when it is asked; one line of JSON each way."""
 
-    def __init__(self, side: str, config: Config) -> None:
+    def __init__(self, side: str, config: Config, keep_memory: bool) -> None:
         self.side = side
         # Not a pipe: one that nobody reads would block the worker when it is full.
         self.words = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -263,8 +287,7 @@ class _Worker:
                 **os.environ,
                 "OMP_NUM_THREADS": threads,
                 "MKL_NUM_THREADS": threads,
-                "MALLOC_TRIM_THRESHOLD_": str(1 << 40),  # never; see the top of this file
-                "MALLOC_MMAP_THRESHOLD_": str(1 << 25),  # the largest that glibc accepts
+                **(_KEEP_MEMORY if keep_memory else _FREE_MEMORY),
                 "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             },
         )

@@ -9,6 +9,7 @@ trunk forbids.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -17,8 +18,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
 from tailor.errors import BadInput
@@ -55,16 +57,19 @@ class Group:
 
 @contextlib.contextmanager
 def joined() -> Iterator[Group]:
-    """Join the processes that ``torchrun`` started; alone without it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or dist.is_initialized():
+    """Join the processes that ``torchrun`` started; alone without it.
+
+    Raises:
+        BadInput: they cannot meet, or another one ended early.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world <= 1 or dist.is_initialized():
         yield Group.current()
         return
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(local % torch.cuda.device_count())
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"  # gloo for what lies on the CPU, as with --device cpu
-    else:
-        backend = "gloo"
     if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1") and _loopback():
         # All processes are on this machine: nothing needs to listen on the network.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
@@ -72,13 +77,32 @@ def joined() -> Iterator[Group]:
         dist.init_process_group(backend)
     except (ValueError, RuntimeError) as error:
         raise BadInput(
-            f"WORLD_SIZE announces {os.environ['WORLD_SIZE']} processes, but they cannot meet "
+            f"WORLD_SIZE announces {world} processes, but they cannot meet "
             f"({str(error).splitlines()[0]}); start them with torchrun"
         ) from error
     try:
         yield Group.current()
+    except RuntimeError as error:
+        if "by peer" not in str(error):  # gloo's words for a connection closed or reset
+            raise
+        raise BadInput(
+            f"another of the {world} processes ended; see what it says, mend that and repeat the "
+            f"command"
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def averaging(module: nn.Module) -> DistributedDataParallel:
+    """``module``, its gradients averaged over all processes at every backward pass.
+
+    Buffers are left alone: ``synced_batch_norm`` computes the same ones everywhere.
+    """
+    known = inspect.signature(DistributedDataParallel).parameters
+    # torch 2.15 renamed the option and warns about the old name
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {name: False}
+    return DistributedDataParallel(module, **options)
 
 
 def _loopback() -> str:
@@ -145,7 +169,7 @@ def _batch_norm(
     """
     axes = [0, *range(2, input.ndim)]
     shape = [1, -1] + [1] * (input.ndim - 2)
-    x = input.float()
+    x = input.to(torch.promote_types(input.dtype, torch.float32))  # bfloat16 sums poorly
     count = x.new_tensor([x.numel() / x.shape[1]])
     sums = _SumOverProcesses.apply(torch.cat([x.sum(axes), count]))
     mean, n = sums[:-1] / sums[-1], sums[-1].detach()

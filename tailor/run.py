@@ -125,8 +125,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) 
         # safetensors refuses tensors that share memory, as those of tied layers do
         plain[name] = own.clone() if place in stored else own
         stored.add(place)
-    text = json.dumps(about)
-    write_bytes(path, save(plain, {"about": text, "sha256": _checksum(plain, text)}))
+    # One key, because safetensors writes several in random order: same tensors, same bytes.
+    header = {"about": about, "sha256": _checksum(plain, about)}
+    write_bytes(path, save(plain, {"tailor": json.dumps(header)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -137,21 +138,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get("tailor", "{}"))
             tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
-        text = header.get("about", "null")
-        if header.get("sha256") != _checksum(tensors, text):
+        about = header.get("about")
+        if header.get("sha256") != _checksum(tensors, about):
             raise ValueError("its checksum differs from its content")
-        return tensors, json.loads(text)
+        return tensors, about
     except (OSError, SafetensorError, ValueError) as error:
         raise BadInput(
             f"{path} is missing or damaged ({error}); restore it, or delete the run and repeat it"
         ) from error
 
 
-def _checksum(tensors: Mapping[str, Tensor], about: str) -> str:
+def _checksum(tensors: Mapping[str, Tensor], about: Any) -> str:
     """SHA-256 over everything that is read back; safetensors itself has none."""
-    digest = hashlib.sha256(about.encode())
+    digest = hashlib.sha256(json.dumps(about).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

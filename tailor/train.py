@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tailor.data import Batches
-from tailor.distributed import Group, synced_batch_norm
+from tailor.distributed import Group, averaging, synced_batch_norm
 from tailor.errors import BadInput
 from tailor.losses import LossTerms, step_loss
 from tailor.progress import Progress, Silent
@@ -362,7 +362,7 @@ def fit(
         _compile(student)
     forward: Callable[[Tensor], Any] = student
     if group.world > 1:
-        forward = DistributedDataParallel(module, broadcast_buffers=False)
+        forward = averaging(module)
     board = _Board(run, step)
     started = saved_at = time.monotonic()
 

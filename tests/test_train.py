@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import random
+import signal
 
 import pytest
 import torch
@@ -23,33 +26,10 @@ from tailor.train import (
     rate_at,
     training_step,
 )
-from tests import tiny
+from tests import processes, tiny
+from tests.tiny import Interrupted, Until, log_of
 
 STEPS = 5  # per epoch: 40 images in batches of 8
-
-
-class Interrupted(Exception):
-    """A session ends here, as if killed."""
-
-
-class Until(Silent):
-    """Do something when the run reaches a step: by default, end the session."""
-
-    def __init__(self, step, action=None):
-        self.step, self.action, self.ended = step, action, False
-
-    def begin(self, total, done):
-        self.done = done
-
-    def advance(self, steps, seen):
-        self.done += steps
-        if self.done == self.step:
-            if self.action is None:
-                raise Interrupted
-            self.action()
-
-    def end(self):
-        self.ended = True
 
 
 def settings(**changed):
@@ -70,14 +50,6 @@ def open_run(path):
 def same(one, other):
     first, second = one.task.state_dict(), other.task.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
-
-
-def log_of(run):
-    timed = ("seconds", "images_per_second")
-    return [
-        {k: v for k, v in record.items() if k not in timed}
-        for record in read_log(run / "log.jsonl")
-    ]
 
 
 # One step
@@ -456,6 +428,59 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         train_tiny(tiny.student("probe"), settings(), run=run)
 
 
+def test_a_command_killed_again_and_again_ends_with_the_same_bytes(tmp_path):
+    said = (
+        "adapt --task digits --method taps --backbone small_resnet --weights random --px 16 "
+        "--device cpu --batch 128 --epochs 3 --lam 1 --price-warmup 1 --lr 0.05 --log-every 2 "
+        "--optimizer adamw --select best --json"
+    )
+    whole, parts, kills = tmp_path / "whole", tmp_path / "parts", 0
+    undisturbed = processes.start(
+        processes.command, *said.split(), "--out", str(whole), output=tmp_path / "whole.out"
+    )
+    moments = random.Random(0)
+    while kills < 4:
+        process = processes.start(
+            processes.command,
+            *said.split(),
+            "--checkpoint-seconds",
+            "0",
+            "--out",
+            str(parts),
+            output=tmp_path / "parts.out",
+        )
+        wait_for_a_new_checkpoint(parts / "last.safetensors", process)
+        process.join(moments.uniform(0, 0.3))  # anywhere: forward, backward, half a file
+        process.kill()
+        kills += processes.finish(process) == -signal.SIGKILL
+    assert not (parts / "result.json").exists()
+    last = processes.start(
+        processes.command, *said.split(), "--out", str(parts), output=tmp_path / "last.out"
+    )
+    assert [processes.finish(undisturbed), processes.finish(last)] == [0, 0]
+    name = "student.safetensors"
+    assert (parts / name).read_bytes() == (whole / name).read_bytes()
+    assert log_of(parts) == log_of(whole)
+    different = ("run", "seconds", "command")
+    results = [read_json(run / "result.json") for run in (parts, whole)]
+    for result in results:
+        result["config"]["train"].pop("checkpoint_seconds")
+        for key in different:
+            result.pop(key)
+    assert results[0] == results[1]
+    assert sorted(os.listdir(parts)) == sorted(os.listdir(whole))
+
+
+def wait_for_a_new_checkpoint(path, process, seconds=60):
+    before = path.stat().st_ino if path.exists() else None
+    for _ in range(seconds * 200):
+        if path.exists() and path.stat().st_ino != before:
+            return
+        assert process.exitcode is None
+        process.join(0.005)
+    raise AssertionError(f"no checkpoint within {seconds} s")
+
+
 def test_progress_ends_when_a_session_does():
     progress = Until(3)
     with pytest.raises(Interrupted):
@@ -501,7 +526,7 @@ def test_bad_weights_never_replace_a_good_checkpoint(tmp_path, step, good):
 
 def test_weights_that_are_no_numbers_after_the_last_step_stop_the_run(tmp_path):
     student = tiny.student("finetune")
-    with open_run(tmp_path) as run, pytest.raises(Diverged, match="weights became.* by step 15"):
+    with open_run(tmp_path) as run, pytest.raises(Diverged, match=r"weights became .* by step 15"):
         train_tiny(student, settings(), run=run, progress=Until(15, spoil(student, math.inf)))
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -10,6 +14,8 @@ from torch import nn
 from students import finetune, probe, taps
 from tailor.backbone import Backbone
 from tailor.data import Batches
+from tailor.progress import Silent
+from tailor.run import read_log
 from tailor.task import Pixels, Split
 from tailor.view import View
 
@@ -77,3 +83,36 @@ def student(method: str, backbone: Backbone | None = None, **options: object) ->
     modules = {"taps": taps, "finetune": finetune, "probe": probe}
     module = modules[method]
     return module.build(backbone or conv_net(), CLASSES, module.Config(**options), seed=1)
+
+
+class Interrupted(Exception):
+    """A session of training ends here, as if killed."""
+
+
+class Until(Silent):
+    """Act when a training has done ``step`` steps: by default, interrupt it."""
+
+    def __init__(self, step: int | None, action: Callable[[], None] | None = None) -> None:
+        self.step, self.action, self.ended = step, action, False
+
+    def begin(self, total: int, done: int) -> None:
+        self.done = done
+
+    def advance(self, steps: int, seen: dict[str, float]) -> None:
+        self.done += steps
+        if self.done == self.step:
+            if self.action is None:
+                raise Interrupted
+            self.action()
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    """What a run logged, times left out."""
+    timed = ("seconds", "images_per_second")
+    return [
+        {k: v for k, v in record.items() if k not in timed}
+        for record in read_log(run / "log.jsonl")
+    ]
