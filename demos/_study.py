@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import queue
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -132,7 +133,7 @@ def run(study: Study, *, command: str, workers: int | None = None) -> list[Path]
         context = multiprocessing.get_context("spawn")
         with context.Manager() as manager:
             news = manager.Queue()
-            with ProcessPoolExecutor(count, mp_context=context) as pool:
+            with ProcessPoolExecutor(count, context, _end_with_parent) as pool:
                 pending = {
                     pool.submit(_run_job, study, job, str(source), news, command): job
                     for job in todo
@@ -187,6 +188,18 @@ def _listen(
         for future in [f for f in waiting if f.done()]:
             waiting.remove(future)
             yield future
+
+
+def _end_with_parent() -> None:
+    """Let a worker stop when the study was killed; its run resumes from its last checkpoint."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_job(study: Study, job: Job, source: str, news: Any, command: str) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class Options:
     """Prices of TAPS, in loss per backbone adapted."""
     epochs: int = 12
     """Of every method; TAPS spends 40 % of them on selecting layers and the rest on retraining."""
+    source_epochs: int = 14
+    """Of the source teacher."""
     workers: int | None = None
     """Processes; one per core by default."""
 
@@ -56,7 +58,7 @@ def study(options: Options) -> _study.Study:
             data=characters,
             net=Net(backbone="small_resnet"),
             train=Settings(
-                epochs=14,
+                epochs=options.source_epochs,
                 batch=64,
                 lr=0.1,
                 nesterov=True,

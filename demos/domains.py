@@ -53,8 +53,12 @@ class Options:
     """Side of the input."""
     epochs: int = 14
     """Of every method; TAPS spends 40 % of them on selecting layers and the rest on retraining."""
+    batch: int = 32
+    """Images per step."""
     source_epochs: int = 30
     """Of the source teacher."""
+    source_batch: int = 64
+    """Images per step of the source teacher."""
     workers: int | None = None
     """Processes; one per core by default."""
 
@@ -72,7 +76,7 @@ def study(options: Options) -> _study.Study:
 
     source = Settings(
         epochs=options.source_epochs,
-        batch=64,
+        batch=options.source_batch,
         lr=0.1,
         warmup_epochs=1,
         weight_decay=5e-4,
@@ -80,7 +84,7 @@ def study(options: Options) -> _study.Study:
         device="cpu",
     )
     # TAPS gets as many epochs as the references: some to select layers, the rest to retrain.
-    reference = Settings(epochs=options.epochs, batch=32, lr=0.02, device="cpu")
+    reference = Settings(epochs=options.epochs, batch=options.batch, lr=0.02, device="cpu")
     selecting = max(3, round(0.4 * options.epochs))
     return _study.Study(
         out=options.out,

@@ -84,7 +84,7 @@ class Config:
     """Images in a training step, and in the larger inference batch."""
     threads: int = 1
     """Threads of the CPU that one step may use."""
-    rounds: int = 7
+    rounds: int = 5
     """Turns of each side; ratios are medians over them."""
     steps: int = 2
     """Training steps in one turn."""

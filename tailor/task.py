@@ -61,6 +61,8 @@ class Task:
     metric: str = "top1"
     mean: Rgb = MEAN  # per channel, in 0..1
     std: Rgb = STD
+    spec: str = ""  # what `open_task` was asked for, such as "folder:PATH"
+    root: str | None = None  # where it looked, if that was not the default
 
 
 class Source(Protocol):
@@ -190,9 +192,10 @@ def open_task(
         raise BadInput(
             f"validation share is {val_share}: give a share between 0 and 1, such as 0.1"
         )
+    asked = None if root is None else str(root)
     if root is None:
         root = Path(os.environ.get("TAILOR_DATA", "data"))
-    task = _read(name, root.expanduser(), download=download)
+    task = replace(_read(name, root.expanduser(), download=download), spec=name, root=asked)
     _check(task)
     if "val" in task.splits:
         return task

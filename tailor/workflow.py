@@ -252,7 +252,8 @@ def fit(
     """
     train = train or Settings(select="last")
     backbone = student.universal
-    data = dataclasses.replace(data or Data(task=task.name), px=backbone.input_size[-1])
+    data = data or Data(task=task.spec, root=task.root)
+    data = dataclasses.replace(data, px=backbone.input_size[-1])
     settings = getattr(student, "config", None)
     config = {
         "method": student.method,

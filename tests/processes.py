@@ -15,7 +15,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["pytest", "tailor.workflow", "tailor.progress", "tyro"])
+_server.set_forkserver_preload(
+    # What the first step of a training would import otherwise, torch._dynamo above all.
+    ["pytest", "tyro", "sklearn.datasets", "torch._dynamo", "tailor.workflow", "students.taps"]
+)
 
 
 def start(

@@ -189,9 +189,10 @@ def test_python_in_a_handful_of_lines(tmp_path):
 
 def test_a_student_fitted_in_python_is_a_run_for_the_shell(tmp_path, capsys):
     backbone = Backbone.create("small_resnet", weights="random", px=16)
-    student = taps.build(backbone, 10, taps.Config(lam=0.3))
-    settings = Settings(epochs=1, batch=64, device="cpu", select="last")
-    workflow.fit(student, open_task("digits"), out=tmp_path / "r", train=settings)
+    student = taps.build(backbone, 2, taps.Config(lam=0.3))
+    settings = Settings(epochs=1, batch=8, device="cpu", select="last")
+    task = open_task(folder(tmp_path / "data", {"cat": 10, "dog": 10}))
+    workflow.fit(student, task, out=tmp_path / "r", train=settings)
     machine(capsys, "prune", tmp_path / "r", "--out", tmp_path / "p")
     assert result(tmp_path / "p")["stage"] == "pruned"
 
