@@ -131,14 +131,11 @@ class Taps(nn.Module):
                     tensors[name] = select(self.task.scores[i], tuned, own[name], on=on)
                 elif on:
                     tensors[name] = tuned
-        # The trunk's mode is ours for the length of a call: its norms are the task's, so that
-        # nothing universal can move, and another student may share it in another mode.
-        universal.train(self.training)
-        try:
-            features = self.trunk(tensors, images)
-        finally:
-            universal.eval()
-        return Output(self.task.head(features))
+        # Whoever uses the trunk sets its mode; several students may share it. In training mode
+        # nothing universal can move, because every norm in it is replaced by the task's.
+        if universal.training != self.training:
+            universal.train(self.training)
+        return Output(self.task.head(self.trunk(tensors, images)))
 
     def _trunk(self, tensors: dict[str, Tensor], images: Tensor) -> Tensor:
         features: Tensor = functional_call(self.universal.model, tensors, (images,))

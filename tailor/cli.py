@@ -257,8 +257,11 @@ def _report(args: list[str], command: str, machine: bool) -> Shown:
 def _bench(args: list[str], command: str, machine: bool) -> Shown:
     from tailor import bench
 
-    result = bench.run(_parse(bench.Config, "bench", args))
-    return result, bench.show
+    config = _parse(bench.Config, "bench", args)
+    if machine:
+        return bench.run(config), bench.show
+    with bench.bar() as tell:
+        return bench.run(config, tell), bench.show
 
 
 def _list(args: list[str], command: str, machine: bool) -> Shown:

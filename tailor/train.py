@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -179,10 +179,16 @@ def build_optimizer(student: Student, settings: Settings) -> torch.optim.Optimiz
     groups = [g for g in groups if g["params"]]
     for group in groups:
         group["base_lr"] = group["lr"]
+    # One kernel per group: a fifth of an optimiser step less on a CPU. MPS has none for SGD.
+    fused = all(p.device.type in ("cpu", "cuda") for p in trained_parameters(student))
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr)
+        return torch.optim.AdamW(groups, lr=settings.lr, fused=fused)
     return torch.optim.SGD(
-        groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov
+        groups,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        fused=fused,
     )
 
 
@@ -332,7 +338,7 @@ def fit(
 
     Raises:
         Diverged: infinite or not-a-number loss; names step, learning rate and checkpoint.
-        BadInput: unusable settings, or no room to write.
+        BadInput: unusable settings, no room to write, or no memory for a step.
     """
     settings.check()
     progress, device, group = progress or Silent(), train.device, Group.current()
@@ -424,7 +430,7 @@ def fit(
                 # All generators are a function of (seed, step, rank): there is no state to save.
                 seed = (settings.seed * 1_000_003 + step) * 1_009 + group.rank
                 torch.manual_seed(seed % 2**63)
-                with synced_batch_norm(group):
+                with synced_batch_norm(group), _mendable():
                     result = training_step(
                         student,
                         optimizer,
@@ -566,6 +572,32 @@ class _Board:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+@contextlib.contextmanager
+def _mendable() -> Iterator[None]:
+    """Say what to do about what stops a step for want of images, memory or a compiler."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise BadInput(
+            f"no memory left for a step ({str(error).partition('.')[0]}); "
+            f"lower --batch, raise --accumulate, or give --bf16"
+        ) from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise BadInput(
+            "batch norm cannot train on one number per channel; "
+            "raise --batch, lower --accumulate, or give a larger --px"
+        ) from error
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise BadInput(
+            f"torch.compile failed ({str(error).splitlines()[0]}); "
+            f"install what it names, or leave --compile out"
+        ) from error
 
 
 def _compile(student: Student) -> None:

@@ -84,7 +84,7 @@ def test_all_open_trains_like_plain_fine_tuning(backbone):
     plain.requires_grad_(True)
     chosen = Settings(lr=0.05)
     ours = build_optimizer(student, chosen)
-    theirs = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9)
+    theirs = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9, fused=True)
     for i in range(3):
         images, labels = batch(i)
         training_step(student, ours, images, labels, chosen, epoch=0)

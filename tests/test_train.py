@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import random
@@ -11,8 +12,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 from tailor import cli, train
+from tailor.backbone import Backbone
 from tailor.errors import BadInput
 from tailor.progress import Silent
 from tailor.run import Run, read_json, read_log, read_tensors
@@ -305,6 +308,40 @@ def test_a_compiled_student_trains_to_the_same_weights_while_gates_close(monkeyp
     assert in_training.count(True) == 1  # once for all patterns of gates
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to"), r"no memory .*CUDA.*--batch"),
+        (BackendCompilerFailed(print, ValueError("no g++")), "leave --compile out"),
+    ],
+    ids=["memory", "compiler"],
+)
+def test_what_the_user_can_mend_is_bad_input(monkeypatch, error, said):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(train, "training_step", fail)
+    with pytest.raises(BadInput, match=said):
+        train_tiny(tiny.student("probe"), settings())
+
+
+def test_batch_norm_on_one_number_is_bad_input():
+    features = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4))
+    backbone = Backbone(features, name="flat", input_size=(3, tiny.PX, tiny.PX))
+    with pytest.raises(BadInput, match="one number per channel; raise --batch"):
+        train_tiny(tiny.student("finetune", backbone), settings(batch=1))
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("a shape that we got wrong")
+
+    monkeypatch.setattr(train, "training_step", fail)
+    with pytest.raises(ValueError, match="we got wrong") as raised:
+        train_tiny(tiny.student("probe"), settings())
+    assert not isinstance(raised.value, BadInput)
+
+
 def test_a_seed_is_any_number_that_batches_take():
     train_tiny(tiny.student("probe"), settings(epochs=1, seed=2**60))
 
@@ -357,28 +394,34 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, name, optimizer, second
     assert log_of(tmp_path / "parts") == log_of(tmp_path / "whole")
 
 
+def interrupted_while_writing(monkeypatch, make, how, path, *, kept, number):
+    """A session that ends instead of writing the ``number``-th file of that name."""
+    write, count = train.write_tensors, 0
+
+    def stop(file, *rest):
+        nonlocal count
+        count += file.stem == kept
+        if count == number:
+            raise Interrupted
+        write(file, *rest)
+
+    monkeypatch.setattr(train, "write_tensors", stop)
+    with contextlib.suppress(Interrupted):  # the best epoch may not come so often
+        uninterrupted(make, how, path)
+    monkeypatch.undo()
+
+
 @pytest.mark.parametrize("kept", ["last", "best"])
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_session_that_ends_while_it_writes_is_made_good(tmp_path, monkeypatch, kept, number):
-    how, write, count = settings(checkpoint_seconds=math.inf), train.write_tensors, 0
-    whole, expected = uninterrupted(STUDENTS["finetune"], how, tmp_path / "whole")
-
-    def stop(path, *rest):
-        nonlocal count
-        count += path.stem == kept
-        if count == number:
-            raise Interrupted
-        write(path, *rest)
-
-    monkeypatch.setattr(train, "write_tensors", stop)
-    try:
-        interrupted(STUDENTS["finetune"], how, tmp_path / "parts", ())
-    except Interrupted:
-        monkeypatch.undo()
-    parts, found = interrupted(STUDENTS["finetune"], how, tmp_path / "parts", ())
-    assert same(whole, parts)
+    how, make = settings(checkpoint_seconds=math.inf), STUDENTS["finetune"]
+    whole, expected = uninterrupted(make, how, tmp_path / "whole")
+    parts = tmp_path / "parts"
+    interrupted_while_writing(monkeypatch, make, how, parts, kept=kept, number=number)
+    again, found = uninterrupted(make, how, parts)
+    assert same(whole, again)
     assert (found.val, found.epoch) == (expected.val, expected.epoch)
-    assert log_of(tmp_path / "parts") == log_of(tmp_path / "whole")
+    assert log_of(parts) == log_of(tmp_path / "whole")
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):
@@ -391,8 +434,11 @@ def test_a_finished_training_is_not_repeated(tmp_path):
     assert (found.val, counted.done) == (expected.val, 3 * STEPS)
 
 
-def test_tensorboard_shows_a_resumed_epoch_once(tmp_path):
-    interrupted(STUDENTS["probe"], settings(), tmp_path, (3, 12))
+def test_tensorboard_shows_every_epoch_of_a_resumed_run_once(tmp_path, monkeypatch):
+    make = STUDENTS["probe"]
+    # The second epoch is on the board, but in no checkpoint.
+    interrupted_while_writing(monkeypatch, make, settings(), tmp_path, kept="last", number=2)
+    uninterrupted(make, settings(), tmp_path)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("Training Loss")] == [5, 10, 15]
 
