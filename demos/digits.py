@@ -33,7 +33,7 @@ class Options:
     """Folder for the runs and the report."""
     seeds: int = 3
     """Repetitions of every run."""
-    lams: tuple[float, ...] = (0.03, 0.3, 1.0, 3.0)
+    lams: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
     """Prices of TAPS, in loss per backbone adapted."""
     epochs: int = 12
     """Of every method; TAPS spends 40 % of them on selecting layers and the rest on retraining."""

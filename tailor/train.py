@@ -163,7 +163,7 @@ def pick_device(name: str) -> torch.device:
 def build_optimizer(student: Student, settings: Settings) -> torch.optim.Optimizer:
     """One parameter group per role, each with its own learning rate and weight decay."""
     own = {"scores": settings.lr_scores, "norms": settings.lr_norms, "head": settings.lr_head}
-    groups = []
+    groups: list[dict[str, Any]] = []
     for role, params in student.roles().items():
         rate = own.get(role)
         anchored = role == "deltas"  # decays towards the universal weight: see _decay_to_anchors
@@ -631,11 +631,6 @@ def _restore(
     student: Student, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
     task = {n.removeprefix("task."): t for n, t in tensors.items() if n.startswith("task.")}
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optim."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
     try:
         student.task.load_state_dict(task)
     except RuntimeError as error:
@@ -643,6 +638,15 @@ def _restore(
             f"the checkpoint does not fit this student ({str(error).splitlines()[-1].strip()}); "
             f"choose another --out"
         ) from error
+    params = [p for g in optimizer.param_groups for p in g["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optim."):
+            _, index, key = name.split(".", 2)
+            like = params[int(index)]
+            # Fused kernels read a parameter and its momentum in memory order; a file has no NHWC.
+            own = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+            state.setdefault(int(index), {})[key] = own
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )

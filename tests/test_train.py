@@ -312,7 +312,7 @@ def test_a_compiled_student_trains_to_the_same_weights_while_gates_close(monkeyp
     ("error", "said"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to"), r"no memory .*CUDA.*--batch"),
-        (BackendCompilerFailed(print, ValueError("no g++")), "leave --compile out"),
+        (BackendCompilerFailed(print, ValueError("no g++"), None), "leave --compile out"),
     ],
     ids=["memory", "compiler"],
 )
@@ -372,6 +372,7 @@ STUDENTS = {
     "taps": lambda: tiny.student("taps", lam=0.5, price="layers", price_warmup=1.0),
     "finetune": lambda: tiny.student("finetune"),
     "probe": lambda: tiny.student("probe"),
+    "finetune in nhwc": lambda: tiny.student("finetune"),
     "finetune with dropout": lambda: tiny.student("finetune", tiny.conv_net(dropout=0.5)),
     "taps with drop path": lambda: tiny.student("taps", tiny.transformer(drop_path=0.3)),
 }
@@ -383,7 +384,11 @@ STUDENTS = {
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, name, optimizer, seconds):
     select = "last" if name == "taps" else "best"
     how = settings(
-        optimizer=optimizer, select=select, weight_decay=0.01, checkpoint_seconds=seconds
+        optimizer=optimizer,
+        select=select,
+        weight_decay=0.01,
+        checkpoint_seconds=seconds,
+        channels_last="nhwc" in name,
     )
     make = STUDENTS[name]
     whole, expected = uninterrupted(make, how, tmp_path / "whole")
@@ -453,11 +458,13 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path):
         train_tiny(tiny.student("probe"), settings(), run=run, images=32)
 
 
-def test_a_checkpoint_of_another_student_is_refused(tmp_path):
+@pytest.mark.parametrize("pair", [("probe", "finetune"), ("finetune", "probe")], ids=" to ".join)
+def test_a_checkpoint_of_another_student_is_refused(tmp_path, pair):
+    first, second = (tiny.student(method) for method in pair)
     with open_run(tmp_path) as run, pytest.raises(Interrupted):
-        train_tiny(tiny.student("probe"), settings(), run=run, progress=Until(7))
+        train_tiny(first, settings(), run=run, progress=Until(7))
     with open_run(tmp_path) as run, pytest.raises(BadInput, match="does not fit this student"):
-        train_tiny(tiny.student("finetune"), settings(), run=run)
+        train_tiny(second, settings(), run=run)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
