@@ -112,15 +112,15 @@ class Taps(nn.Module):
         """For each adapted layer, whether its gate is open now."""
         if not self.gated:
             return [True] * len(self.adapted)
-        if self.training and not self.config.free_scores:
-            # A long step of the price would carry a score through 0, where |s| throws it back and
-            # may open the gate again; 0 is as closed as it gets.
-            self.task.scores.data.clamp_(min=0.0)
         opened: list[bool] = (self.task.scores.detach() >= self.config.threshold).tolist()
         return opened
 
     def forward(self, images: Tensor) -> Output:
         """(B, C, H, W) images to (B, K) logits."""
+        if self.training and self.gated and not self.config.free_scores:
+            # A long step of the price would carry a score through 0, where |s| throws it back and
+            # may open the gate again; 0 is as closed as it gets.
+            self.task.scores.data.clamp_(min=0.0)
         tensors = dict(self.task.norms.items())
         universal = self.universal.model
         own = dict(universal.named_parameters()) if self.gated else {}
@@ -129,8 +129,8 @@ class Taps(nn.Module):
                 tuned = self.task.tuned[name]
                 if self.gated and torch.is_grad_enabled():
                     tensors[name] = select(self.task.scores[i], tuned, own[name], on=on)
-                elif on:
-                    tensors[name] = tuned
+                else:  # a closed one is named too: a compiled trunk then sees one set of names
+                    tensors[name] = tuned if on else own[name]
         # Whoever uses the trunk sets its mode; several students may share it. In training mode
         # nothing universal can move, because every norm in it is replaced by the task's.
         if universal.training != self.training:

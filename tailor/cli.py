@@ -9,6 +9,7 @@ that the user can mend, 130 interrupted; repeating the command resumes.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -87,6 +88,8 @@ def _dispatch(args: list[str]) -> int:
     rest = [a for a in rest if a != "--json"]
     command = shlex.join(["tailor", verb, *rest])
     result, show = _COMMANDS[verb](rest, command, machine)
+    if int(os.environ.get("RANK", "0")) > 0:  # under torchrun, process 0 speaks for all
+        return 0
     if machine:
         print(json.dumps(result))
     else:
