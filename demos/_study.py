@@ -154,6 +154,7 @@ def _kept(job: Job) -> list[str]:
 
 
 def _run_source(study: Study, bar: Progress, command: str) -> Path:
+    torch.set_num_threads(1)  # as the workers: the same bits on a machine with more cores
     row = bar.add_task(f"source: {short(study.source.data)}", total=None, note="")
 
     class Told(Silent):

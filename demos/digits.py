@@ -36,7 +36,7 @@ class Options:
     lams: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
     """Prices of TAPS, in loss per backbone adapted."""
     epochs: int = 12
-    """Of every method; TAPS spends 40 % of them on selecting layers and the rest on retraining."""
+    """Of every method; TAPS spends a third of them on selecting layers and the rest on retraining."""
     source_epochs: int = 14
     """Of the source teacher."""
     workers: int | None = None
@@ -47,9 +47,10 @@ def study(options: Options) -> _study.Study:
     """The demo's runs."""
     characters = Data(task="characters", px=32, crop="pad", pad=2)
     digits = Data(task="digits", px=32, crop="pad", pad=2)
-    # TAPS gets as many epochs as the references: some to select layers, the rest to retrain.
+    # TAPS gets as many epochs as the references: some to select layers, the rest to retrain. It
+    # selects at a constant rate, so that the whole is one schedule and not two that fall to zero.
     reference = Settings(epochs=options.epochs, batch=32, lr=0.02, device="cpu")
-    selecting = max(3, round(0.4 * options.epochs))
+    selecting = max(3, round(0.35 * options.epochs))
     return _study.Study(
         out=options.out,
         source=Teach(
@@ -71,9 +72,9 @@ def study(options: Options) -> _study.Study:
         lams=options.lams,
         seeds=tuple(range(options.seeds)),
         reference=reference,
-        adapt=dataclasses.replace(reference, epochs=selecting, select="last"),
+        adapt=dataclasses.replace(reference, epochs=selecting, select="last", schedule="constant"),
         retrain=dataclasses.replace(reference, epochs=max(1, options.epochs - selecting)),
-        taps=taps.Config(price_warmup=2),
+        taps=taps.Config(price_warmup=1),
     )
 
 

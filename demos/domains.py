@@ -52,7 +52,7 @@ class Options:
     px: int = 56
     """Side of the input."""
     epochs: int = 14
-    """Of every method; TAPS spends 40 % of them on selecting layers and the rest on retraining."""
+    """Of every method; TAPS spends a third of them on selecting layers and the rest on retraining."""
     batch: int = 32
     """Images per step."""
     source_epochs: int = 30
@@ -83,9 +83,10 @@ def study(options: Options) -> _study.Study:
         label_smoothing=0.1,
         device="cpu",
     )
-    # TAPS gets as many epochs as the references: some to select layers, the rest to retrain.
+    # TAPS gets as many epochs as the references: some to select layers, the rest to retrain. It
+    # selects at a constant rate, so that the whole is one schedule and not two that fall to zero.
     reference = Settings(epochs=options.epochs, batch=options.batch, lr=0.02, device="cpu")
-    selecting = max(3, round(0.4 * options.epochs))
+    selecting = max(3, round(0.35 * options.epochs))
     return _study.Study(
         out=options.out,
         source=Teach(
@@ -100,7 +101,7 @@ def study(options: Options) -> _study.Study:
         references=options.references,
         seeds=tuple(range(options.seeds)),
         reference=reference,
-        adapt=dataclasses.replace(reference, epochs=selecting, select="last"),
+        adapt=dataclasses.replace(reference, epochs=selecting, select="last", schedule="constant"),
         retrain=dataclasses.replace(reference, epochs=max(1, options.epochs - selecting)),
         taps=taps.Config(price=options.price),
     )

@@ -32,6 +32,9 @@ from tailor.train import fit as train_student
 
 Split = Literal["train", "val", "test"]
 Mode = Literal["finetune", "scratch", "probe"]
+# The best epoch may lie before the price has acted, so the last one is kept. The rate stays up while
+# layers are selected, and falls while the pruned student is retrained: one schedule, not two.
+SELECTING = Settings(select="last", schedule="constant")
 C = TypeVar("C")  # a method's own options
 
 
@@ -115,7 +118,7 @@ class Adapt(Generic[C]):
     data: Data
     net: Net = field(default_factory=Net)
     settings: C
-    train: Settings = field(default_factory=lambda: Settings(select="last"))
+    train: Settings = field(default_factory=lambda: SELECTING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,8 +240,7 @@ def fit(
         student: from a method's ``build``; trained in place.
         task: from ``open_task``.
         out: run directory; continued or shown where it exists.
-        train: how to train; keeps the last epoch by default, because the best one may lie before
-            the price has acted.
+        train: how to train; ``SELECTING`` by default.
         data: how images are seen; the backbone's size and normalisation by default.
         stage: ``adapt``, or ``teacher`` for a reference.
         tell: who is told; a progress bar where somebody watches.
@@ -250,7 +252,7 @@ def fit(
     Raises:
         BadInput: the directory belongs to something else, or training is impossible.
     """
-    train = train or Settings(select="last")
+    train = train or SELECTING
     backbone = student.universal
     data = data or Data(task=task.spec, root=task.root)
     data = dataclasses.replace(data, px=backbone.input_size[-1])
