@@ -36,7 +36,7 @@ class Options:
     lams: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
     """Prices of TAPS, in loss per backbone adapted."""
     epochs: int = 12
-    """Of every method; TAPS spends a third of them on selecting layers and the rest on retraining."""
+    """Of every method; TAPS selects layers in a third of them and retrains in the rest."""
     source_epochs: int = 14
     """Of the source teacher."""
     workers: int | None = None

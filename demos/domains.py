@@ -52,7 +52,7 @@ class Options:
     px: int = 56
     """Side of the input."""
     epochs: int = 14
-    """Of every method; TAPS spends a third of them on selecting layers and the rest on retraining."""
+    """Of every method; TAPS selects layers in a third of them and retrains in the rest."""
     batch: int = 32
     """Images per step."""
     source_epochs: int = 30

@@ -32,8 +32,8 @@ from tailor.train import fit as train_student
 
 Split = Literal["train", "val", "test"]
 Mode = Literal["finetune", "scratch", "probe"]
-# The best epoch may lie before the price has acted, so the last one is kept. The rate stays up while
-# layers are selected, and falls while the pruned student is retrained: one schedule, not two.
+# The best epoch may lie before the price has acted, so the last one is kept. The rate stays up
+# while layers are selected, and falls while the pruned student is retrained: one schedule, not two.
 SELECTING = Settings(select="last", schedule="constant")
 C = TypeVar("C")  # a method's own options
 
