@@ -68,7 +68,7 @@ def test_delta_product_over_several_slices_equals_a_double_sum():
     make = torch.Generator().manual_seed(2)
     grad, tuned, universal = (torch.randn(2 * _SLICE + 7, generator=make) for _ in range(3))
     exact = (grad.double() * (tuned.double() - universal.double())).sum()
-    # float32 sums of 131,079 products of size 1: error about sqrt(n) * 2^-24 * |sum of squares|.
+    # float32 sums of a million products of size 1: error about sqrt(n) * 2^-24 * |sum of squares|.
     assert delta_product(grad, tuned, universal).item() == pytest.approx(exact.item(), abs=0.05)
 
 
