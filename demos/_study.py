@@ -51,9 +51,21 @@ class Study:
     references: tuple[str, ...] = ("finetune", "probe", "scratch")
     seeds: tuple[int, ...] = (0, 1, 2)
     reference: Settings  # of fine-tuning, probe and scratch
-    adapt: Settings
-    retrain: Settings
     taps: taps.Config = field(default_factory=taps.Config)
+
+    @property
+    def adapt(self) -> Settings:
+        """A third of the references' epochs to select layers, at a constant rate."""
+        epochs = max(3, round(0.35 * self.reference.epochs))
+        return dataclasses.replace(
+            self.reference, epochs=epochs, select="last", schedule="constant"
+        )
+
+    @property
+    def retrain(self) -> Settings:
+        """The rest of the references' epochs; the rate falls, so that both are one schedule."""
+        epochs = max(1, self.reference.epochs - self.adapt.epochs)
+        return dataclasses.replace(self.reference, epochs=epochs)
 
 
 @dataclass(frozen=True)

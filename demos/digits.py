@@ -11,7 +11,6 @@ report.html.
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import sys
 from dataclasses import dataclass
@@ -47,10 +46,7 @@ def study(options: Options) -> _study.Study:
     """The demo's runs."""
     characters = Data(task="characters", px=32, crop="pad", pad=2)
     digits = Data(task="digits", px=32, crop="pad", pad=2)
-    # TAPS gets as many epochs as the references: some to select layers, the rest to retrain. It
-    # selects at a constant rate, so that the whole is one schedule and not two that fall to zero.
     reference = Settings(epochs=options.epochs, batch=32, lr=0.02, device="cpu")
-    selecting = max(3, round(0.35 * options.epochs))
     return _study.Study(
         out=options.out,
         source=Teach(
@@ -72,8 +68,6 @@ def study(options: Options) -> _study.Study:
         lams=options.lams,
         seeds=tuple(range(options.seeds)),
         reference=reference,
-        adapt=dataclasses.replace(reference, epochs=selecting, select="last", schedule="constant"),
-        retrain=dataclasses.replace(reference, epochs=max(1, options.epochs - selecting)),
         taps=taps.Config(price_warmup=1),
     )
 

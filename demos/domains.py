@@ -83,10 +83,7 @@ def study(options: Options) -> _study.Study:
         label_smoothing=0.1,
         device="cpu",
     )
-    # TAPS gets as many epochs as the references: some to select layers, the rest to retrain. It
-    # selects at a constant rate, so that the whole is one schedule and not two that fall to zero.
     reference = Settings(epochs=options.epochs, batch=options.batch, lr=0.02, device="cpu")
-    selecting = max(3, round(0.35 * options.epochs))
     return _study.Study(
         out=options.out,
         source=Teach(
@@ -101,8 +98,6 @@ def study(options: Options) -> _study.Study:
         references=options.references,
         seeds=tuple(range(options.seeds)),
         reference=reference,
-        adapt=dataclasses.replace(reference, epochs=selecting, select="last", schedule="constant"),
-        retrain=dataclasses.replace(reference, epochs=max(1, options.epochs - selecting)),
         taps=taps.Config(price=options.price),
     )
 
