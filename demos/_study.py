@@ -128,8 +128,8 @@ def run(study: Study, *, command: str, workers: int | None = None) -> list[Path]
     """
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description:28}"),
-        BarColumn(bar_width=30),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=16),
         TextColumn("{task.percentage:3.0f}%"),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -139,24 +139,29 @@ def run(study: Study, *, command: str, workers: int | None = None) -> list[Path]
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         source = _run_source(study, bar, command)
         todo = jobs(study)
-        rows = {job.name: job for job in todo}
         total = bar.add_task(f"{len(todo)} runs", total=sum(j.epochs for j in todo), note="")
         count = workers or os.cpu_count() or 1
         context = multiprocessing.get_context("spawn")
         with context.Manager() as manager:
             news = manager.Queue()
+            others = set(multiprocessing.active_children())
             with ProcessPoolExecutor(count, context, _end_with_parent) as pool:
                 pending = {
                     pool.submit(_run_job, study, job, str(source), news, command): job
                     for job in todo
                 }
-                for done, finished in enumerate(_listen(pending, news, bar, total), start=1):
-                    job = pending[finished]
-                    result = finished.result()
-                    line = f"{done}/{len(rows)}  {job.name}: test {100 * result['test']:.1f} %"
-                    if not console.is_terminal:
-                        console.print(line, highlight=False)
-                    bar.update(total, note=line)
+                try:
+                    ended = enumerate(_listen(pending, news, bar, total), start=1)
+                    for done, finished in ended:
+                        job, result = pending[finished], finished.result()
+                        line = f"{done}/{len(todo)}  {job.name}: test {100 * result['test']:.1f} %"
+                        bar.console.print(line, highlight=False)
+                except BaseException:
+                    # Leaving the block would otherwise wait until every queued job was run.
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    for worker in set(multiprocessing.active_children()) - others:
+                        worker.terminate()
+                    raise
     return [study.out / path for job in todo for path in _kept(job)]
 
 

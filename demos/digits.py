@@ -2,7 +2,7 @@
 
 python -m demos.digits --out demo-out      (or `make demo`)
 
-A small ResNet is taught to read 62 kinds of characters, drawn from the fonts that matplotlib ships.
+A small ResNet is taught to read 53 kinds of characters, drawn from the fonts that matplotlib ships.
 Frozen, it is the backbone for the 1,797 real handwritten digits of scikit-learn (Alpaydin & Kaynak,
 UCI 1998): fine-tuned, as a linear probe, against training from scratch, and adapted by TAPS at four
 λ, each pruned and retrained, three seeds each. Leaves a table, a heat map of the adapted layers and

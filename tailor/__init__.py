@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tailor.backbone import Backbone
     from tailor.errors import BadInput
-    from tailor.prune import prune
     from tailor.task import Task, open_task
     from tailor.train import Settings
     from tailor.workflow import Data, fit, open_run
@@ -26,7 +25,6 @@ __all__ = [
     "fit",
     "open_run",
     "open_task",
-    "prune",
 ]
 
 _PLACES = {
@@ -38,7 +36,6 @@ _PLACES = {
     "fit": "workflow",
     "open_run": "workflow",
     "open_task": "task",
-    "prune": "prune",
 }
 
 

@@ -376,12 +376,13 @@ def merge(path: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def open_run(path: Path) -> Opened:
+def open_run(path: str | Path) -> Opened:
     """Rebuild the student of a finished run.
 
     Raises:
         BadInput: no finished run there, or the backbone's weights are not those of the run.
     """
+    path = Path(path)
     if not path.is_dir():
         raise BadInput(f"run {str(path)!r} does not exist; `--out` of teach or adapt makes one")
     if not (path / "result.json").exists():

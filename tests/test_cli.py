@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,6 +186,24 @@ def test_python_in_a_handful_of_lines(tmp_path):
     smaller, report = prune(student)
     assert smaller.merge()(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
     assert len(report.kept) + len(report.removed) == 20
+
+
+def test_the_readmes_python_runs(tmp_path):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    code = readme.split("```python")[1].split("```")[0]
+    offline = {
+        'tailor.Backbone.from_timm("resnet34", pretrained=True)': (
+            'tailor.Backbone.create("small_resnet", weights="random", px=16)'
+        ),
+        'tailor.open_task("flowers102", download=True)': 'tailor.open_task("digits")',
+        '"runs/flowers/taps"': repr(str(tmp_path / "r")),
+    }
+    for published, here in offline.items():
+        assert published in code
+        code = code.replace(published, here)
+    names = {}
+    exec(code, names)
+    assert names["network"](torch.zeros(1, 3, 16, 16)).shape == (1, 10)
 
 
 def test_a_student_fitted_in_python_is_a_run_for_the_shell(tmp_path, capsys):
