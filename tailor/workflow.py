@@ -366,7 +366,15 @@ def merge(path: Path, out: Path) -> dict[str, Any]:
     network = opened.student.merge()
     if out.suffix != ".safetensors":
         raise BadInput(f"{out} does not end in .safetensors; name the file so")
-    write_tensors(out, network.state_dict(), {"backbone": opened.student.universal.name})
+    backbone = opened.student.universal
+    about = {
+        "backbone": backbone.name,
+        "classes": opened.result["config"]["classes"],
+        "input_size": backbone.input_size,
+        "mean": backbone.mean,
+        "std": backbone.std,
+    }
+    write_tensors(out, network.state_dict(), about)
     return {
         "run": str(path),
         "out": str(out),
@@ -385,6 +393,8 @@ def open_run(path: str | Path) -> Opened:
     path = Path(path)
     if not path.is_dir():
         raise BadInput(f"run {str(path)!r} does not exist; `--out` of teach or adapt makes one")
+    if not (path / "run.json").exists():
+        raise BadInput(f"{path} is no run directory; name one that `--out` of a command made")
     if not (path / "result.json").exists():
         raise BadInput(f"run {path} is not finished; repeat the command that made it")
     result = dict(read_json(path / "result.json"))
