@@ -11,7 +11,6 @@ import dataclasses
 import multiprocessing
 import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ from analysis.rows import read_runs, rows
 from analysis.table import CAPTION, cells, table
 from students import taps
 from tailor import workflow
-from tailor.errors import BadInput
+from tailor.cli import answered
 from tailor.progress import Silent, wide_console
 from tailor.run import write_bytes
 from tailor.train import Settings
@@ -103,19 +102,15 @@ def short(data: Data) -> str:
 
 def main(study: Study, command: str, workers: int | None) -> int:
     """Run, print and write everything; returns the exit code of a demo."""
-    console, began = wide_console(), time.monotonic()
-    try:
+
+    def everything() -> int:
+        console, began = wide_console(), time.monotonic()
         found = run(study, command=command, workers=workers)
-        written = conclude(study, found, console)
-    except BadInput as error:
-        print(f"tailor: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("tailor: interrupted; repeat the command to continue", file=sys.stderr)
-        return 130
-    names = ", ".join(map(str, written))
-    console.print(f"{time.monotonic() - began:.0f} s. Written: {names}", highlight=False)
-    return 0
+        names = ", ".join(map(str, conclude(study, found, console)))
+        console.print(f"{time.monotonic() - began:.0f} s. Written: {names}", highlight=False)
+        return 0
+
+    return answered(everything)
 
 
 def run(study: Study, *, command: str, workers: int | None = None) -> list[Path]:

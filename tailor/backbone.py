@@ -115,7 +115,7 @@ class Backbone(nn.Module):
         """
         if px is not None and px < 1:
             raise BadInput(f"px is {px}; give the side of the input in pixels, 1 or more")
-        make = _family(name)
+        make = families().get(name)
         weights = str(weights)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -304,13 +304,11 @@ def _grid(tokens: int) -> tuple[int, int]:
     return side, tokens - side * side
 
 
-def _family(name: str) -> Callable[[int], nn.Module] | None:
-    """Our own architecture of that name: a ``teachers/`` module lists it in ``MODELS``."""
-    return families().get(name)
-
-
 def families() -> dict[str, Callable[[int], nn.Module]]:
-    """Name to constructor (input channels -> network without head) of our own architectures."""
+    """Name to constructor (input channels -> network without head) of our own architectures.
+
+    A module in ``teachers/`` lists what it makes in ``MODELS``.
+    """
     found: dict[str, Callable[[int], nn.Module]] = {}
     for module_name in catalog.names("teachers"):
         module = catalog.load("teachers", module_name, "family")

@@ -51,8 +51,13 @@ Every verb takes --json. Repeating a command resumes its run.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    return answered(lambda: _dispatch(args))
+
+
+def answered(action: Callable[[], int]) -> int:
+    """The exit code of ``action``; what the user can mend is told in one line. Demos use it too."""
     try:
-        return _dispatch(args)
+        return action()
     except BadInput as error:
         print(f"tailor: {error}", file=sys.stderr)
         return 2
