@@ -33,10 +33,10 @@ from analysis.table import CAPTION, cells, table
 from students import taps
 from tailor import workflow
 from tailor.cli import answered
+from tailor.options import Adapt, Data, Mode, Net, Prune, Retrain, Teach
 from tailor.progress import Silent, wide_console
 from tailor.run import write_bytes
-from tailor.train import Settings
-from tailor.workflow import Adapt, Data, Mode, Net, Prune, Retrain, Teach
+from tailor.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ import tyro
 
 from demos import _study
 from students import taps
-from tailor.train import Settings
-from tailor.workflow import Data, Net, Teach
+from tailor.options import Data, Net, Teach
+from tailor.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

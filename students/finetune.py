@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tailor.adapters import new_head, with_head
 from tailor.backbone import Backbone, norm_tensors
-from tailor.student import LayerState, Output
+from tailor.student import LayerState, Output, layer_states, relative_change
 
 PAPER = "common baseline"
 KIND = "teacher"
@@ -76,24 +76,9 @@ class Finetune(nn.Module):
 
     def layer_states(self) -> list[LayerState]:
         """Every layer is the task's own."""
-        own = dict(self.universal.model.named_parameters())
         tuned = dict(self.task.body.named_parameters())
-        states = []
-        for layer in self.universal.layers:
-            name = layer.tensors[0]
-            change = (tuned[name] - own[name]).norm() / own[name].norm().clamp_min(1e-12)
-            states.append(
-                LayerState(
-                    name=layer.name,
-                    kind=layer.kind,
-                    params=layer.params,
-                    macs=layer.macs,
-                    on=True,
-                    score=None,
-                    change=float(change.detach()),
-                )
-            )
-        return states
+        change = relative_change(self.universal, tuned)
+        return layer_states(self.universal, on=change, change=change)
 
     def merge(self) -> nn.Module:
         """The trained network with its head, in evaluation mode."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tailor.adapters import new_head, with_head
 from tailor.backbone import Backbone
-from tailor.student import LayerState, Output
+from tailor.student import LayerState, Output, layer_states
 
 PAPER = "common baseline"
 KIND = "teacher"
@@ -56,18 +56,7 @@ class Probe(nn.Module):
 
     def layer_states(self) -> list[LayerState]:
         """Every layer is universal."""
-        return [
-            LayerState(
-                name=layer.name,
-                kind=layer.kind,
-                params=layer.params,
-                macs=layer.macs,
-                on=False,
-                score=None,
-                change=0.0,
-            )
-            for layer in self.universal.layers
-        ]
+        return layer_states(self.universal)
 
     def merge(self) -> nn.Module:
         """The backbone with the head, in evaluation mode."""

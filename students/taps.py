@@ -30,7 +30,7 @@ from tailor.backbone import Backbone
 from tailor.errors import BadInput
 from tailor.gates import select
 from tailor.losses import Pricing, layer_prices, sparsity
-from tailor.student import LayerState, Output
+from tailor.student import Gate, LayerState, Output, layer_states, relative_change
 
 PAPER = "TAPS, Wallingford et al., CVPR 2022"
 KIND = "student"
@@ -173,29 +173,36 @@ class Taps(nn.Module):
 
     def layer_states(self) -> list[LayerState]:
         """Every layer of the backbone, in network order."""
-        opened = dict(zip((x.name for x in self.adapted), self.open_gates(), strict=True))
-        scores = (
-            dict(zip((x.name for x in self.adapted), self.task.scores.tolist(), strict=True))
-            if self.gated
-            else {}
-        )
-        own = dict(self.universal.model.named_parameters())
+        on = {x.name for x, opened in zip(self.adapted, self.open_gates(), strict=True) if opened}
+        change = relative_change(self.universal, dict(self.task.tuned.items()))
+        change = {name: value for name, value in change.items() if name in on}
+        return layer_states(self.universal, on=on, scores=self._scores(), change=change)
+
+    def gates(self) -> list[Gate]:
+        """One per layer with a score."""
+        scores = self._scores()
         return [
-            LayerState(
+            Gate(
                 name=layer.name,
-                kind=layer.kind,
+                kind="delta",
                 params=layer.params,
-                macs=layer.macs,
-                on=opened.get(layer.name, False),
-                score=scores.get(layer.name),
-                change=self._change(layer.tensors[0], own) if opened.get(layer.name) else 0.0,
+                # A delta replaces a weight: what it switches on costs nothing in compute.
+                macs=0,
+                value=scores[layer.name],
+                on=opened,
             )
-            for layer in self.universal.layers
+            for layer, opened in zip(self.adapted, self.open_gates(), strict=True)
+            if self.gated
         ]
 
-    def _change(self, weight: str, own: dict[str, nn.Parameter]) -> float:
-        delta = self.task.tuned[weight].detach() - own[weight]
-        return float(delta.norm() / own[weight].norm().clamp_min(1e-12))
+    def _scores(self) -> dict[str, float]:
+        if not self.gated:
+            return {}
+        return dict(zip((x.name for x in self.adapted), self.task.scores.tolist(), strict=True))
+
+    def kept(self) -> list[str]:
+        """The layers that are or may be task-specific."""
+        return [layer.name for layer in self.adapted]
 
     def keep(self, names: Sequence[str]) -> Taps:
         """A smaller student: only ``names`` are task-specific, and no score is left.

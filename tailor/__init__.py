@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tailor.backbone import Backbone
     from tailor.errors import BadInput
+    from tailor.opened import open_run
+    from tailor.options import Data
+    from tailor.settings import Settings
     from tailor.task import Task, open_task
-    from tailor.train import Settings
-    from tailor.workflow import Data, fit, open_run
+    from tailor.workflow import fit
 
 __all__ = [
     "Backbone",
@@ -30,11 +32,11 @@ __all__ = [
 _PLACES = {
     "Backbone": "backbone",
     "BadInput": "errors",
-    "Data": "workflow",
-    "Settings": "train",
+    "Data": "options",
+    "Settings": "settings",
     "Task": "task",
     "fit": "workflow",
-    "open_run": "workflow",
+    "open_run": "opened",
     "open_task": "task",
 }
 

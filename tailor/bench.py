@@ -49,12 +49,15 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tailor import catalog, train
+from tailor import catalog
 from tailor.adapters import new_head, with_head
 from tailor.backbone import Backbone
 from tailor.cost import spread
 from tailor.data import throughput
 from tailor.errors import BadInput
+from tailor.optim import build_optimizer
+from tailor.settings import Settings
+from tailor.step import training_step
 
 CLASSES = 10
 _PATIENCE_SECONDS = 900.0  # for one answer of a worker; a step takes seconds, building a minute
@@ -348,12 +351,12 @@ def _method(config: Config, backbone: Backbone) -> tuple[Step, Callable[[], nn.M
     """The step of ``fit``, on a student of the method as its defaults have it."""
     method = catalog.load("students", config.method, "method")
     student = _placed(method.build(backbone, CLASSES, method.Config()), config).train()
-    settings = train.Settings(lr=config.lr, bf16=config.bf16, batch=config.batch)
-    optimizer = train.build_optimizer(student, settings)
+    settings = Settings(lr=config.lr, bf16=config.bf16, batch=config.batch)
+    optimizer = build_optimizer(student, settings)
 
     def step(images: Tensor, labels: Tensor) -> None:
         # At the last epoch every price acts: the dearest step that the method has.
-        train.training_step(student, optimizer, images, labels, settings, epoch=settings.epochs)
+        training_step(student, optimizer, images, labels, settings, epoch=settings.epochs)
 
     return step, student.merge
 

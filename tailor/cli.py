@@ -13,9 +13,8 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from tailor.errors import BadInput
 
@@ -27,6 +26,7 @@ VERBS = {
     "evaluate": "measure a finished run again",
     "merge": "fold a finished run into one plain network",
     "report": "tables and pictures from runs: .html, .md or .json",
+    "draw": "the network that a run tailored: .png, .svg, .pdf, or .gif over training",
     "bench": "step time and memory against plain fine-tuning",
     "list": "methods, tasks and backbones",
 }
@@ -129,8 +129,9 @@ def _teller(machine: bool) -> Callable[[str], Any]:
 def _teach(args: list[str], command: str, machine: bool) -> Shown:
     from tailor import workflow
     from tailor.distributed import joined
+    from tailor.options import Teach
 
-    options = _parse(workflow.Teach, "teach", args)
+    options = _parse(Teach, "teach", args)
     with joined():
         return workflow.teach(options, tell=_teller(machine), command=command), _show_result
 
@@ -138,11 +139,12 @@ def _teach(args: list[str], command: str, machine: bool) -> Shown:
 def _adapt(args: list[str], command: str, machine: bool) -> Shown:
     from tailor import catalog, workflow
     from tailor.distributed import joined
+    from tailor.options import Adapt
 
     # The method brings options of its own, so it must be known before the others are parsed.
     name = _peek(args, "--method", "taps")
     method = catalog.load("students", name, "method")
-    generic: Any = workflow.Adapt
+    generic: Any = Adapt
     kind = generic[method.Config]
     options = _parse(kind, "adapt", args)
     with joined():
@@ -160,16 +162,18 @@ def _peek(args: list[str], flag: str, default: str) -> str:
 
 def _prune(args: list[str], command: str, machine: bool) -> Shown:
     from tailor import workflow
+    from tailor.options import Prune
 
-    options = _parse(workflow.Prune, "prune", _positional(args))
+    options = _parse(Prune, "prune", _positional(args))
     return workflow.prune(options, tell=_teller(machine), command=command), _show_result
 
 
 def _retrain(args: list[str], command: str, machine: bool) -> Shown:
     from tailor import workflow
     from tailor.distributed import joined
+    from tailor.options import Retrain
 
-    options = _parse(workflow.Retrain, "retrain", _positional(args))
+    options = _parse(Retrain, "retrain", _positional(args))
     with joined():
         return workflow.retrain(options, tell=_teller(machine), command=command), _show_result
 
@@ -179,25 +183,9 @@ def _positional(args: list[str]) -> list[str]:
     return ["--run", *args] if args and not args[0].startswith("-") else args
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Measure a finished run again, on any split.
-
-    Example: tailor evaluate runs/svhn/taps --split val
-    """
-
-    run: Path
-    """A finished run."""
-    split: Literal["train", "val", "test"] = "test"
-    """Which images."""
-    device: str = "auto"
-    """Where to compute."""
-    root: str | None = None
-    """Folder with the data sets, if it moved since."""
-
-
 def _evaluate(args: list[str], command: str, machine: bool) -> Shown:
     from tailor import workflow
+    from tailor.options import Evaluate
 
     o = _parse(Evaluate, "evaluate", _positional(args))
     result = workflow.evaluate(o.run, split=o.split, device=o.device, root=o.root)
@@ -207,21 +195,9 @@ def _evaluate(args: list[str], command: str, machine: bool) -> Shown:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Merge:
-    """Fold a finished run into one plain network: a state dict under timm's names.
-
-    Example: tailor merge runs/svhn/taps-pruned-retrained --out svhn.safetensors
-    """
-
-    run: Path
-    """A finished run."""
-    out: Path
-    """A .safetensors file; load it with timm.create_model(NAME, num_classes=K)."""
-
-
 def _merge(args: list[str], command: str, machine: bool) -> Shown:
     from tailor import workflow
+    from tailor.options import Merge
 
     o = _parse(Merge, "merge", _positional(args))
     return workflow.merge(o.run, o.out), lambda r: print(
@@ -229,26 +205,11 @@ def _merge(args: list[str], command: str, machine: bool) -> Shown:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Tables and pictures from one or many finished runs.
-
-    Example: tailor report runs/svhn/* --out report.html
-
-    The suffix decides: .html (one self-contained page), .md (with pictures beside it), .json.
-    Without --out the table is printed.
-    """
-
-    runs: Annotated[tuple[Path, ...], "positional"]
-    """Run directories."""
-    out: Path | None = None
-    """File to write."""
-
-
 def _report(args: list[str], command: str, machine: bool) -> Shown:
     import tyro
 
     from tailor import catalog
+    from tailor.options import Report
 
     kind = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(Report)
     o = _parse(kind, "report", args)
@@ -260,6 +221,17 @@ def _report(args: list[str], command: str, machine: bool) -> Shown:
         catalog.load("analysis", "report", "analysis").write_report(o.runs, o.out)
     result = {"rows": rows.rows(found)}
     return result, lambda r: _show_table(r["rows"], o.out)
+
+
+def _draw(args: list[str], command: str, machine: bool) -> Shown:
+    from tailor import catalog
+    from tailor.options import Draw
+
+    o = _parse(Draw, "draw", _positional(args))
+    architecture = catalog.load("analysis", "architecture", "analysis")
+    return architecture.draw(o.run, o.out), lambda r: print(
+        f"{r['out']}: {r['blocks_kept']} of {r['blocks']} blocks, {r['bytes']:,} bytes"
+    )
 
 
 def _bench(args: list[str], command: str, machine: bool) -> Shown:
@@ -293,6 +265,7 @@ _COMMANDS: dict[str, Callable[[list[str], str, bool], Shown]] = {
     "evaluate": _evaluate,
     "merge": _merge,
     "report": _report,
+    "draw": _draw,
     "bench": _bench,
     "list": _list,
 }

@@ -5,8 +5,7 @@ image; batch norm, activations, pooling and additions are not counted. Parameter
 exact integers, so a table can be checked by hand. Energy and memory traffic are absent:
 nothing here chooses by them.
 
-Sources: `taps_paper_accounting` is the rule of the notebook that came with TAPS (Wallingford
-et al., CVPR 2022); everything else is counting.
+What published programs count instead is in `published.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -112,6 +111,24 @@ def total_macs(module: nn.Module, input_size: tuple[int, int, int]) -> int:
     with _bystander(module), sdpa_kernel(SDPBackend.MATH), counter:
         module(_zero_image(module, input_size))
     return int(counter.get_total_flops()) // 2
+
+
+def module_macs(
+    module: nn.Module, input_size: tuple[int, int, int], names: Iterable[str]
+) -> dict[str, int]:
+    """All MACs of one image inside each of the named modules; as ``total_macs`` counts.
+
+    Args:
+        module: any network; modes, buffers and the random state are left as they were.
+        input_size: (C, H, W) of the image.
+        names: dotted module names.
+    """
+    counter = FlopCounterMode(display=False)
+    with _bystander(module), sdpa_kernel(SDPBackend.MATH), counter:
+        module(_zero_image(module, input_size))
+    counts = counter.get_flop_counts()
+    root = type(module).__name__
+    return {n: sum(counts.get(f"{root}.{n}", {}).values()) // 2 for n in names}
 
 
 def _note_layer(
@@ -256,49 +273,6 @@ def account(
             f"unknown role {stray[0]!r}: a role is one of {', '.join(sorted(known))}, body"
         )
     return Params(universal=sum(p.numel() for p in universal.parameters()), **count)
-
-
-class Share(NamedTuple):
-    """Active parameters of the TAPS notebook, and what they are a part of."""
-
-    active: int
-    total: int
-    ratio: float
-
-
-def conv_names(model: nn.Module) -> list[str]:
-    """Names of the 2-d convolutions in the order of ``named_parameters``.
-
-    For a ResNet of timm or torchvision that is the stem, then per block conv1, conv2, (conv3),
-    downsample: the numbering of the TAPS notebook and of its heat map.
-    """
-    return [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
-
-
-def taps_paper_accounting(model: nn.Module, on: Collection[str]) -> Share:
-    """Parameters as the notebook of TAPS counts them, to compare with published ratios.
-
-    total = every parameter, one score per convolution and the classifier included; active = the
-    weights of the convolutions that are on, and every parameter with "bn" in its name. That rule is
-    the one place here where a name decides, because it decided in the published program: the
-    batch norms of a shortcut are called ``downsample.1``, so they are missed, as are the
-    classifier and all running statistics. `account` counts what a task really stores.
-
-    Args:
-        model: a ResNet of timm or torchvision with its 1000-class head (any device, also meta).
-        on: names of the convolutions whose score is at or above the threshold.
-
-    Raises:
-        BadInput: a name that is no convolution of ``model``.
-    """
-    convs = conv_names(model)
-    if stray := sorted(set(on) - set(convs)):
-        raise BadInput(f"{stray[0]!r} is no convolution of this model; take names of conv_names()")
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    active = sum(size for name, size in sizes.items() if "bn" in name)
-    active += sum(sizes[f"{name}.weight"] for name in set(on))
-    total = sum(sizes.values()) + len(convs)
-    return Share(active, total, active / total)
 
 
 # Budgets --------------------------------------------------------------------------------------

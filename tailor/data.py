@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     """What one process gets for one step."""
 
     images: Tensor  # (b, channels, px, px) float32, normalised, on the device
-    labels: Tensor  # (b,) int64, on the device
+    labels: Tensor  # (b,) int64, or (b, C) int8 of a multi-label split, on the device
     indices: Tensor  # (b,) int64, on the CPU: positions in `Batches.split`
 
 

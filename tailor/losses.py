@@ -1,13 +1,14 @@
 """Losses: what a training step minimises, term by term.
 
-    total = task + price
-    price = λ · Σ_l price_l · |score_l|
+    total = task + price + distillation
+    price = λ · Σ_l price_l · |score_l|      or      λ · E[complexity]
 
-The price of a layer is what its gate switches on, relative to the backbone, so that λ means the
-same on every architecture. Distillation belongs to the methods that have it.
+The price of a layer or path is what its gate switches on, relative to the backbone, so that λ means
+the same on every architecture.
 
-Source: sparsity term, TAPS (Wallingford et al., CVPR 2022), which prices every layer at 1/L; its
-published code divides by a fixed 52 (``paper`` here) whatever the network.
+Sources: sparsity term, TAPS (Wallingford et al., CVPR 2022), which prices every layer at 1/L; its
+published code divides by a fixed 52 (``paper`` here) whatever the network. Expected complexity and
+distillation of block outputs, NetTailor (Morgado & Vasconcelos, CVPR 2019), Eq. 9 and 11.
 """
 
 from __future__ import annotations
@@ -21,30 +22,164 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tailor.backbone import Backbone, Layer
-from tailor.student import Output, Student
+from tailor.student import Distilled, Output, Student
+from tailor.teacher import Taught
 
 Pricing = Literal["params", "macs", "layers", "paper"]
+Complexity = Literal["product", "paper", "code"]
+Reduction = Literal["mean", "code", "paper"]
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The terms of one step, scalars with gradient; ``price`` is None where nothing has one."""
+    """The terms of one step, scalars with gradient; None where a method has no such term."""
 
     task: Tensor
     price: Tensor | None = None
+    distillation: Tensor | None = None
 
     @property
     def total(self) -> Tensor:
         """The sum that is differentiated."""
-        return self.task if self.price is None else self.task + self.price
+        terms = (self.task, self.price, self.distillation)
+        return torch.stack([t for t in terms if t is not None]).sum()
+
+    def scaled(self, share: float) -> LossTerms:
+        """Every term times ``share``, without gradient."""
+        terms = (self.task, self.price, self.distillation)
+        task, price, distillation = (None if t is None else t.detach() * share for t in terms)
+        assert task is not None
+        return LossTerms(task, price, distillation)
+
+    @classmethod
+    def summed(cls, parts: Sequence[LossTerms]) -> LossTerms:
+        """Term by term; what one part lacks all lack."""
+
+        def total(terms: list[Tensor | None]) -> Tensor | None:
+            there = [t for t in terms if t is not None]
+            return torch.stack(there).sum() if there else None
+
+        task = total([p.task for p in parts])
+        assert task is not None
+        return cls(task, total([p.price for p in parts]), total([p.distillation for p in parts]))
 
 
 def step_loss(
-    student: Student, output: Output, labels: Tensor, *, epoch: float, label_smoothing: float = 0.0
+    student: Student,
+    output: Output,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epoch: float,
+    label_smoothing: float = 0.0,
+    indices: Tensor | None = None,
 ) -> LossTerms:
-    """Cross-entropy of (B, K) logits against (B,) labels, and the student's price at ``epoch``."""
-    task = F.cross_entropy(output.logits.float(), labels, label_smoothing=label_smoothing)
-    return LossTerms(task, student.price(epoch))
+    """Every term of one step.
+
+    Args:
+        student: what is trained.
+        output: its outputs for ``images``.
+        images: (B, C, H, W).
+        labels: (B,) classes, or (B, K) of 1 (present), 0 (absent) and -1 (not counted).
+        epoch: moment in epochs, for prices that act later.
+        label_smoothing: share of a label that is spread over all classes.
+        indices: (B,) places in the training split, for a teacher that remembers.
+    """
+    task = task_loss(output.logits, labels, label_smoothing=label_smoothing)
+    distillation = None
+    if isinstance(student, Distilled):
+        distillation = student.distillation(images, output, indices)
+    return LossTerms(task, student.price(epoch), distillation)
+
+
+def task_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy for one label per image, binary cross-entropy for several; a scalar.
+
+    Args:
+        logits: (B, K).
+        labels: (B,) classes, or (B, K) of 1, 0 and -1; what is -1 has no loss.
+        label_smoothing: share of a label that is spread over all classes.
+    """
+    if labels.ndim == 1:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+    counted = labels >= 0
+    target = labels.float() * (1 - label_smoothing) + label_smoothing / 2
+    loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+    return (loss * counted).sum() / counted.sum().clamp_min(1)
+
+
+def expected_complexity(
+    gates: Tensor,
+    costs: Tensor,
+    sources: Tensor,
+    targets: Tensor,
+    form: Complexity = "product",
+) -> Tensor:
+    """E[C]: what the paths will cost once those with small gates are gone; a scalar.
+
+    A path is gone if it is pruned, if nothing arrives where it starts, or if nothing leaves where
+    it ends. With gate α read as the probability to stay, P_in = Π (1 - α) over the paths into its
+    source (0 for the stem) and P_out = Π (1 - α) over those out of its target (0 for the last):
+
+    - ``product``: Σ c · α · (1 - P_in) · (1 - P_out), the events taken as independent; never
+      negative.
+    - ``paper``: Σ c · (α - P_in - P_out), Eq. 9, a union bound that can fall below 0.
+    - ``code``: the same with the published program's slips: P_in always of the block before, and 1
+      instead of 0 for the first block's P_in and the last block's P_out.
+
+    Args:
+        gates: (P,) softmax gates.
+        costs: (P,) cost of each path, relative to the backbone.
+        sources, targets: (P,) node numbers; node 0 is the stem, the largest target the last block.
+        form: which of the three.
+
+    Source: NetTailor, Morgado & Vasconcelos, CVPR 2019, Eq. 5 to 9.
+    """
+    last = int(targets.max())
+    off = 1 - gates
+    # (L + 1, P): row n picks the paths into (out of) node n, elsewhere the neutral 1.
+    nodes = torch.arange(last + 1, device=gates.device)[:, None]
+    nothing_in = torch.where(targets == nodes, off, torch.ones_like(off)).prod(1)
+    nothing_out = torch.where(sources == nodes, off, torch.ones_like(off)).prod(1)
+    edge = 1.0 if form == "code" else 0.0
+    starts = targets - 1 if form == "code" else sources
+    p_in = torch.where(starts == 0, edge, nothing_in[starts])
+    p_out = torch.where(targets == last, edge, nothing_out[targets])
+    if form == "product":
+        return (costs * gates * (1 - p_in) * (1 - p_out)).sum()
+    return (costs * (gates - p_in - p_out)).sum()
+
+
+def distillation(
+    logits: Tensor,
+    block_outputs: Sequence[Tensor | None],
+    teacher: Taught,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Ω: how far logits and block outputs are from the teacher's; a scalar.
+
+    Args:
+        logits: (B, K) of the student.
+        block_outputs: of the student, L tensors; None for a block that is gone.
+        teacher: the same of the teacher.
+        reduction: ``mean``, squared differences averaged over the elements of each output, then
+            over the outputs; ``code``, averaged over elements, summed, divided by L, as the
+            published program; ``paper``, squared norms summed over outputs, averaged over images.
+
+    Source: NetTailor, Morgado & Vasconcelos, CVPR 2019, Eq. 11.
+    """
+    pairs = [(logits, teacher.logits)]
+    pairs += [
+        (mine, wanted)
+        for mine, wanted in zip(block_outputs, teacher.block_outputs, strict=True)
+        if mine is not None
+    ]
+    sums = [F.mse_loss(mine.float(), wanted.float()) for mine, wanted in pairs]
+    if reduction == "paper":
+        sums = [s * wanted[0].numel() for s, (_, wanted) in zip(sums, pairs, strict=True)]
+        return torch.stack(sums).sum()
+    total = torch.stack(sums).sum()
+    return total / (len(block_outputs) if reduction == "code" else len(pairs))
 
 
 def layer_prices(backbone: Backbone, pricing: Pricing) -> Tensor:

@@ -1,10 +1,11 @@
 """A task: images with labels, their classes, and the splits a run may look at.
 
 `Source` says where images come from, `Split` is a list of labelled images of a source that
-are decoded only when asked, `Task` names the splits. `open_task` finds a task by name and
-carves a validation split out of train where the data set brings none, so that model
-selection never needs the test split. How images become batches is `tailor.data`'s matter.
-EXIF rotation is not applied, as in the loaders of torchvision and timm.
+are decoded only when asked, `Task` names the splits. An image has one class, or, in a
+multi-label task, any number of them. `open_task` finds a task by name and carves a validation
+split out of train where the data set brings none, so that model selection never needs the test
+split. How images become batches is `tailor.data`'s matter, what a prediction is worth that of
+`tailor.metrics`. EXIF rotation is not applied, as in the loaders of torchvision and timm.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +25,10 @@ from torch import Tensor
 
 from tailor import catalog
 from tailor.errors import BadInput
+from tailor.stratify import at_most, stratified
 
 Rgb = tuple[float, float, float]
+Metric = Literal["top1", "map"]  # accuracy, mean average precision: see `tailor.metrics`
 
 # Of ImageNet, where most backbones come from: for images whose own statistics nobody measured.
 MEAN: Rgb = (0.485, 0.456, 0.406)
@@ -58,7 +61,7 @@ class Task:
     splits: Mapping[
         str, Split
     ]  # "train", "val" (always after `open_task`), "test" (if there is one)
-    metric: str = "top1"
+    metric: Metric = "top1"  # "map" where an image has any number of classes
     mean: Rgb = MEAN  # per channel, in 0..1
     std: Rgb = STD
     spec: str = ""  # what `open_task` was asked for, such as "folder:PATH"
@@ -85,10 +88,12 @@ class Split:
 
         Args:
             source: where the images come from.
-            labels: (n,) class of each image of this split.
+            labels: (n,) class of each image of this split, or (n, C) with 1 for each class that
+                is present, 0 absent, -1 not to be counted.
             index: (n,) number of each image within ``source``; all of them in order by default.
         """
-        self.labels = torch.as_tensor(labels, dtype=torch.int64)  # (n,)
+        found = torch.as_tensor(labels)
+        self.labels = found.to(torch.int8 if found.ndim == 2 else torch.int64)  # (n,) or (n, C)
         self._source = source
         self._index = torch.arange(len(self.labels)) if index is None else index  # (n,)
 
@@ -168,6 +173,7 @@ def open_task(
     root: Path | None = None,
     *,
     val_share: float = 0.1,
+    limit: int | None = None,
     seed: int = 0,
     download: bool = False,
 ) -> Task:
@@ -179,7 +185,9 @@ def open_task(
         root: where data sets lie; ``$TAILOR_DATA`` by default, and ``./data`` without it.
         val_share: share of every class's training images that becomes the validation split
             where the data set has none, in (0, 1); each class keeps one image in train.
-        seed: of that split, not of the run: runs compare only while it stays the same.
+        limit: use at most so many training images, the same share of every class and at least
+            one; validation is carved out of these, a split of the data set's own stays whole.
+        seed: of both draws, not of the run: runs compare only while it stays the same.
         download: fetch a missing data set where torchvision can.
 
     Returns:
@@ -197,6 +205,8 @@ def open_task(
         root = Path(os.environ.get("TAILOR_DATA", "data"))
     task = replace(_read(name, root.expanduser(), download=download), spec=name, root=asked)
     _check(task)
+    if limit is not None:
+        task = _limited(task, limit, seed)
     if "val" in task.splits:
         return task
     train = task.splits["train"]
@@ -204,36 +214,10 @@ def open_task(
     if len(taken) == 0:
         raise BadInput(
             f"{task.name} has one training image per class, none to spare for validation: "
-            "add images or a validation split"
+            f"{'raise the limit' if limit else 'add images or a validation split'}"
         )
     carved = {"train": train.subset(kept), "val": train.subset(taken)}
     return replace(task, splits={**task.splits, **carved})
-
-
-def stratified(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Part a list of labels so that every class gives the same share.
-
-    Args:
-        labels: (n,) class of each image.
-        share: what to take from each class, in (0, 1), rounded; of a class with two or
-            more images at least one is taken and one kept, a single image is kept.
-        seed: of the draw; the same on every machine.
-
-    Returns:
-        Indices (kept, taken), each ascending.
-    """
-    # RandomState, because numpy promises that its stream never changes.
-    random = np.random.RandomState(seed)
-    taken = []
-    numbers = labels.numpy()
-    for label in np.unique(numbers):
-        members = np.flatnonzero(numbers == label)
-        count = len(members)
-        take = min(max(round(share * count), 1), count - 1)
-        taken.append(random.permutation(members)[:take])
-    is_taken = torch.zeros(len(labels), dtype=torch.bool)
-    is_taken[torch.from_numpy(np.concatenate(taken))] = True
-    return (~is_taken).nonzero()[:, 0], is_taken.nonzero()[:, 0]
 
 
 def _read(name: str, root: Path, *, download: bool) -> Task:
@@ -251,6 +235,26 @@ def _read(name: str, root: Path, *, download: bool) -> Task:
     return opened
 
 
+def _limited(task: Task, limit: int, seed: int) -> Task:
+    if limit < 1:
+        raise BadInput(f"limit is {limit} training images: give 1 or more")
+    whole = task.splits["train"]
+    train = whole.subset(at_most(whole.labels, limit, seed))
+    missed = _classes(whole.labels) - _classes(train.labels)
+    if missed:
+        raise BadInput(
+            f"{limit} training images leave {len(missed)} of {len(task.classes)} classes of "
+            f"{task.name} without one: raise the limit"
+        )
+    return replace(task, splits={**task.splits, "train": train})
+
+
+def _classes(labels: Tensor) -> set[int]:
+    """Numbers of the classes that some image has."""
+    found = labels if labels.ndim == 1 else (labels == 1).nonzero()[:, 1]
+    return set(found.tolist())
+
+
 def _check(task: Task) -> None:
     """Refuse what no classifier can be trained on."""
     count = len(task.classes)
@@ -262,13 +266,12 @@ def _check(task: Task) -> None:
     for name, split in task.splits.items():
         if len(split) == 0:
             raise BadInput(f"{task.name} has no images in {name}: add some or leave {name} out")
-        outside = ((split.labels < 0) | (split.labels >= count)).nonzero()[:, 0].tolist()
-        if outside:
-            raise BadInput(
-                f"{split.where(outside[0])} of {task.name} has label "
-                f"{int(split.labels[outside[0]])}, out of range for {count} classes: "
-                f"labels count from 0 to {count - 1}"
-            )
+        if task.metric == "map":
+            _check_sets(task, name, split)
+        else:
+            _check_numbers(task, split)
+    if task.metric == "map":
+        return  # a class that no training image has can still be told to be absent
     per_class = torch.bincount(task.splits["train"].labels, minlength=count)
     empty = [task.classes[k] for k in (per_class == 0).nonzero()[:, 0].tolist()]
     if empty:
@@ -276,6 +279,39 @@ def _check(task: Task) -> None:
             f"{task.name} has no training image of class {empty[0]!r}"
             f"{f' and {len(empty) - 1} more' if len(empty) > 1 else ''}: "
             "add images or remove the class"
+        )
+
+
+def _check_numbers(task: Task, split: Split) -> None:
+    """(n,) class numbers."""
+    count = len(task.classes)
+    outside = ((split.labels < 0) | (split.labels >= count)).nonzero()[:, 0].tolist()
+    if outside:
+        raise BadInput(
+            f"{split.where(outside[0])} of {task.name} has label "
+            f"{int(split.labels[outside[0]])}, out of range for {count} classes: "
+            f"labels count from 0 to {count - 1}"
+        )
+
+
+def _check_sets(task: Task, name: str, split: Split) -> None:
+    """(n, C) of 1, 0 and -1, at least one of them present."""
+    count = len(task.classes)
+    if split.labels.shape[1:] != (count,):
+        raise BadInput(
+            f"labels of {name} of {task.name} have shape {tuple(split.labels.shape)}, not one "
+            f"column for each of {count} classes: give (images, {count})"
+        )
+    outside = ((split.labels < -1) | (split.labels > 1)).nonzero().tolist()
+    if outside:
+        row, column = outside[0]
+        raise BadInput(
+            f"{split.where(row)} of {task.name} has label {int(split.labels[row, column])} for "
+            f"class {task.classes[column]!r}: 1 is present, 0 absent, -1 not to be counted"
+        )
+    if not (split.labels == 1).any():
+        raise BadInput(
+            f"no image in {name} of {task.name} has any class: add some or leave {name} out"
         )
 
 

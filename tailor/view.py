@@ -65,6 +65,11 @@ class View:
         return round(self.px / MARGIN) if self.crop in ("random", "rrc") else self.px
 
     @property
+    def varies(self) -> bool:
+        """Whether training sees the same image in different ways."""
+        return self.crop != "none" or self.flip or self.color > 0
+
+    @property
     def planes(self) -> int:
         """Channels that are stored: 1 or 3."""
         return 1 if self.channels == 1 else 3

@@ -8,164 +8,28 @@ run is found and returned, an unfinished one continued. Left out: how options ar
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
-
-from torch import nn
+from typing import Any
 
 from tailor import catalog, cost
-from tailor.backbone import Backbone
-from tailor.data import Batches, View
+from tailor.data import Batches
 from tailor.distributed import Group
 from tailor.errors import BadInput
+from tailor.opened import Opened, backbone_of, batches, measure, open_run, task_of, teacher_of
+from tailor.options import SELECTING, Adapt, Data, Net, Prune, Retrain, Split, Teach
+from tailor.outcome import finish
 from tailor.progress import Progress, Silent, for_terminal
+from tailor.prune import PruneReport, Rule, search
 from tailor.prune import prune as prune_student
-from tailor.run import Run, read_json, read_tensors, write_json, write_tensors
-from tailor.student import Student
-from tailor.task import Task, open_task
-from tailor.train import Fitted, Settings, pick_device
-from tailor.train import evaluate as accuracy
+from tailor.run import Run, write_tensors
+from tailor.settings import Settings
+from tailor.student import Distilled, Gated, Student
+from tailor.task import Task
+from tailor.train import Fitted
 from tailor.train import fit as train_student
-
-Split = Literal["train", "val", "test"]
-Mode = Literal["finetune", "scratch", "probe"]
-# The best epoch may lie before the price has acted, so the last one is kept. The rate stays up
-# while layers are selected, and falls while the pruned student is retrained: one schedule, not two.
-SELECTING = Settings(select="last", schedule="constant")
-C = TypeVar("C")  # a method's own options
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Which images, and how the network sees them."""
-
-    task: str
-    """A data set of `tailor list tasks`, folder:PATH, npz:PATH or torchvision:CLASS."""
-    root: str | None = None
-    """Folder with the data sets; $TAILOR_DATA, or ./data, by default."""
-    download: bool = False
-    """Fetch a missing data set where torchvision can."""
-    val_share: float = 0.1
-    """Share of train kept for validation where the set has no split of its own."""
-    px: int | None = None
-    """Side of the network's input; the backbone's own by default."""
-    resize: int | None = None
-    """Short side before cropping; fits the crop by default; 0 leaves images as they are."""
-    squash: bool = False
-    """Scale to a square whatever the aspect, instead of cutting the centre."""
-    crop: Literal["none", "pad", "random", "rrc"] = "pad"
-    """Training crop: the whole, a window of the padded or of the larger image, or a random resized
-    crop."""
-    pad: int = 4
-    """Border of crop `pad`, in pixels."""
-    flip: bool = False
-    """Mirror half of the training images; wrong for digits and letters."""
-    color: float = 0.0
-    """Change brightness, contrast and saturation by up to this share."""
-    normalize: Literal["backbone", "task"] = "backbone"
-    """Mean and deviation that the weights expect, or those of the data set."""
-    skip_bad_images: bool = False
-    """Leave unreadable images out and count them, instead of stopping."""
-    memory_gb: float = 4.0
-    """Larger sets are streamed by worker processes instead of kept in memory."""
-    workers: int = 2
-    """Threads or processes that decode images."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Net:
-    """Which backbone, and where its numbers come from."""
-
-    backbone: str = "resnet34"
-    """Any timm model or one of ours: `tailor list backbones`."""
-    weights: str = "pretrained"
-    """pretrained (timm fetches them), random, a safetensors or .pth file, or a teacher's run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Teach:
-    """Train a teacher: the whole network fine-tuned, from scratch, or only a head (probe).
-
-    Its weights become universal blocks for other tasks with --weights RUN.
-
-    Example: tailor teach --task svhn --backbone resnet34 --out runs/svhn/teacher
-    """
-
-    out: Path
-    """Run directory; repeating the command continues or shows it."""
-    mode: Mode = "finetune"
-    """What to train."""
-    data: Data
-    net: Net = field(default_factory=Net)
-    train: Settings = field(default_factory=Settings)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adapt(Generic[C]):
-    """Adapt a frozen backbone to a task, learning where it must change.
-
-    Example: tailor adapt --task svhn --method taps --backbone resnet34 --lam 0.1 --out
-    runs/svhn/taps
-    """
-
-    out: Path
-    """Run directory; repeating the command continues or shows it."""
-    method: str = "taps"
-    """A method of `tailor list methods`; it brings options of its own."""
-    data: Data
-    net: Net = field(default_factory=Net)
-    settings: C
-    train: Settings = field(default_factory=lambda: SELECTING)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prune:
-    """Remove every layer that a student switched off; the result is a smaller student.
-
-    Example: tailor prune runs/svhn/taps --out runs/svhn/taps-pruned --budget params=0.2
-    """
-
-    run: Path
-    """A finished run of a method with gates."""
-    out: Path
-    """Run directory of the smaller student."""
-    threshold: float | None = None
-    """Keep layers with at least this score instead of the student's own threshold."""
-    budget: str | None = None
-    """Keep the highest scores that fit, such as params=0.2 (share of the backbone)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Retrain:
-    """Continue a pruned student without scores and without a price.
-
-    Example: tailor retrain runs/svhn/taps-pruned --epochs 5
-    """
-
-    run: Path
-    """A pruned run; it stays as it is."""
-    out: Path | None = None
-    """Run directory; RUN-retrained by default."""
-    train: Settings = field(default_factory=Settings)
-
-
-@dataclass
-class Opened:
-    """A finished run, rebuilt: what ``evaluate``, ``prune``, ``retrain`` and ``merge`` start
-    from."""
-
-    path: Path
-    result: dict[str, Any]
-    student: Student
-
-    @property
-    def data(self) -> Data:
-        """The data options of the run."""
-        return Data(**self.result["config"]["data"])
-
 
 Reporter = Callable[[str], Progress]  # title -> who is told
 
@@ -208,9 +72,11 @@ def _train_new(
     # Cheap checks first: fetching weights or decoding images may take minutes.
     method = catalog.load("students", name, "method")
     options.train.check()
-    task = _task(options.data)
-    backbone = _backbone(net, options.data)
+    task = task_of(options.data)
+    backbone = backbone_of(net, options.data)
     student = method.build(backbone, len(task.classes), settings, seed=options.train.seed)
+    teacher = options.teacher if isinstance(options, Adapt) else None
+    _attach_teacher(student, teacher, task.classes, options.data)
     return fit(
         student,
         task,
@@ -218,6 +84,7 @@ def _train_new(
         train=options.train,
         data=options.data,
         stage=stage,
+        teacher=teacher,
         tell=tell,
         command=command,
     )
@@ -231,6 +98,7 @@ def fit(
     train: Settings | None = None,
     data: Data | None = None,
     stage: str = "adapt",
+    teacher: Path | None = None,
     tell: Reporter | None = None,
     command: str = "",
 ) -> dict[str, Any]:
@@ -243,6 +111,7 @@ def fit(
         train: how to train; ``SELECTING`` by default.
         data: how images are seen; the backbone's size and normalisation by default.
         stage: ``adapt``, or ``teacher`` for a reference.
+        teacher: the run that the student learns from, to be found again by ``retrain``.
         tell: who is told; a progress bar where somebody watches.
         command: what to show as the origin of the run.
 
@@ -265,69 +134,148 @@ def fit(
         "train": dataclasses.asdict(train),
         "fingerprint": backbone.fingerprint(),
         "classes": list(task.classes),
+        "teacher": None if teacher is None else str(teacher.resolve()),
     }
     verb, out = "teach" if stage == "teacher" else "adapt", Path(out)
     progress = (tell or for_terminal)(f"{stage} {out.name}")
+    if out.exists() and (done := _finished(out, verb, config)) is not None:
+        return done
     # A new directory is only made once nothing more can be wrong with the data.
-    splits = None if out.exists() else _splits(task, backbone, data, train, progress)
+    splits = _splits(task, student, data, train, progress)
     with _open_run(out, verb, config, command) as run:
-        if (done := run.result) is not None:
-            return done
-        splits = splits or _splits(task, backbone, data, train, progress)
         fitted = train_student(student, *splits, train, run=run, stage=stage, progress=progress)
         facts = {"task": task.name, "metric": task.metric, "config": config, "kept": None}
-        return _finish(run, student, task, fitted, facts, stage, train)
+        return finish(run, student, task, fitted, facts, stage, train)
 
 
 def prune(options: Prune, *, tell: Reporter = _nobody, command: str = "") -> dict[str, Any]:
     """Make a smaller student of a finished run; its accuracy is measured before any retraining."""
-    opened = open_run(options.run)
-    budget = cost.Budget.parse(options.budget) if options.budget else None
-    smaller, report = prune_student(opened.student, threshold=options.threshold, budget=budget)
-    config = {
-        "run": str(options.run.resolve()),
-        "threshold": options.threshold,
-        "budget": options.budget,
-    }
-    settings = Settings(**opened.result["config"]["train"])
-    task = _task(opened.data)
+    opened, task = _reopened(options.run)
+    student = opened.student
+    if options.renormalise:
+        _configure(student, renormalise=True)
+    if options.trial_epochs and options.within is None:
+        raise BadInput("trial_epochs belongs to a search; give --within POINTS with it")
+    config = dataclasses.asdict(dataclasses.replace(options, out=Path(), teacher=None))
+    config = {k: str(v.resolve()) if k == "run" else v for k, v in config.items() if k != "out"}
+    if options.out.exists() and (done := _finished(options.out, "prune", config)) is not None:
+        return done
+    found: dict[str, Any] = {}
+    if options.within is None:
+        smaller, report = prune_student(student, _rule(options))
+    else:
+        smaller, report, found = _searched(options, opened, task, tell(f"prune {options.out.name}"))
     with _open_run(options.out, "prune", config, command) as run:
-        if (done := run.result) is not None:
-            return done
-        val = _measure(smaller, task, "val", opened.data, settings)[0]
-        facts = _inherited(opened) | {"kept": list(report.kept), "pruned_by": report.why}
-        fitted = Fitted(val, 0, 0.0)
-        return _finish(run, smaller, task, fitted, facts, "pruned", settings)
+        settings = Settings(**opened.result["config"]["train"])
+        val = measure(smaller, task, "val", opened.data, settings)[0]
+        why = {"pruned_by": report.why, "excluded": report.excluded, "reopened": report.reopened}
+        facts = _inherited(opened, smaller) | {"kept": smaller.kept(), **why, **found}
+        return finish(run, smaller, task, Fitted(val, 0, 0.0), facts, "pruned", settings)
+
+
+def _rule(options: Prune) -> Rule:
+    return Rule(
+        threshold=options.threshold,
+        count=options.count,
+        share=options.share,
+        budget=cost.Budget.parse(options.budget) if options.budget else None,
+        proxy_threshold=options.proxy_threshold,
+    )
+
+
+def _searched(
+    options: Prune, opened: Opened, task: Task, progress: Progress
+) -> tuple[Gated, PruneReport, dict[str, Any]]:
+    """The smallest student within so many points of the teacher, on the validation split."""
+    names = ("threshold", "count", "share", "budget")
+    if given := [n for n in names if getattr(options, n) is not None]:
+        raise BadInput(f"within searches by itself; leave --{given[0]} out")
+    if options.within is None or not 0 <= options.within < 100 or options.trial_epochs < 0:
+        raise BadInput(
+            f"within is {options.within} points with {options.trial_epochs} trial epochs; give "
+            f"--within 0.5 or another number from 0 to 100, and --trial-epochs 0 or more"
+        )
+    student, data = opened.student, opened.data
+    trained = Settings(**opened.result["config"]["train"])
+    path = _teacher_path(opened, options.teacher)
+    reference = open_run(path).student if path else student
+    floor = measure(reference, task, "val", data, trained)[0] - options.within / 100
+    settings = dataclasses.replace(
+        Settings(), **_of_place(trained), epochs=max(options.trial_epochs, 1), select="last"
+    )
+    train = None
+    if options.trial_epochs:
+        _attach_teacher(student, path, opened.result["config"]["classes"], data)
+        train = batches(task, "train", student.universal, data, settings, train=True)
+    said = "the teacher's" if path else "its own"
+    wanted = f"{said} - {options.within:g}"
+    progress.say(f"looking for validation {100 * floor:.2f} % or more: {wanted}")
+
+    def accuracy(candidate: Gated) -> float:
+        if train is not None:
+            candidate = _twin(candidate)
+            train_student(candidate, train, None, settings)
+        value = measure(candidate, task, "val", data, trained)[0]
+        left = sum(gate.kind == "universal" for gate in candidate.gates())
+        progress.say(f"{left} universal blocks left: {100 * value:.2f} %")
+        return value
+
+    smaller, report, trials = search(
+        student,
+        accuracy,
+        floor,
+        proxy_threshold=options.proxy_threshold,
+        bisect=options.trial_epochs > 0,
+    )
+    return smaller, report, {"floor": floor, "trials": [dataclasses.asdict(t) for t in trials]}
+
+
+def _twin(student: Gated) -> Gated:
+    """A copy that may be trained; only the frozen trunk and the teacher are shared."""
+    memo = {id(student.universal): student.universal}
+    if isinstance(student, Distilled) and student.teacher is not None:
+        memo[id(student.teacher)] = student.teacher  # type: ignore[assignment]
+    return copy.deepcopy(student, memo)
+
+
+def _of_place(settings: Settings) -> dict[str, Any]:
+    names = ("batch", "lr", "momentum", "weight_decay", "seed", "device", "bf16", "channels_last")
+    return {name: getattr(settings, name) for name in names}
 
 
 def retrain(options: Retrain, *, tell: Reporter = _nobody, command: str = "") -> dict[str, Any]:
     """Continue a pruned student from its trained weights."""
     options.train.check()
-    opened = open_run(options.run)
+    opened, task = _reopened(options.run)
     if opened.result["stage"] != "pruned":
         raise BadInput(
             f"{options.run} is a run of stage {opened.result['stage']!r}, not a pruned one; "
             f"first `tailor prune {options.run} --out {options.run}-pruned`"
         )
     out = options.out or options.run.with_name(options.run.name + "-retrained")
-    task = _task(opened.data)
+    student, train, data = opened.student, options.train, opened.data
+    if options.distill is not None:
+        if not isinstance(student, Distilled) or not options.distill >= 0:
+            raise BadInput(
+                f"distill is {options.distill} for method {student.method!r}; give --distill 0 or "
+                f"more to a method that learns from a teacher, and leave it out for others"
+            )
+        _configure(student, distill=options.distill)
+    path = _teacher_path(opened, options.teacher)
     config = {
         "run": str(options.run.resolve()),
-        "train": dataclasses.asdict(options.train),
+        "train": dataclasses.asdict(train),
         "kept": opened.result["kept"],
-    }
+    } | ({} if options.distill is None else {"distill": options.distill})
+    if out.exists() and (done := _finished(out, "retrain", config)) is not None:
+        return done
     progress = tell(f"retrain {out.name}")
-    student, train = opened.student, options.train
-    splits = (
-        None if out.exists() else _splits(task, student.universal, opened.data, train, progress)
-    )
+    _attach_teacher(student, path, opened.result["config"]["classes"], data)
+    splits = _splits(task, student, data, train, progress)
     with _open_run(out, "retrain", config, command) as run:
-        if (done := run.result) is not None:
-            return done
-        splits = splits or _splits(task, student.universal, opened.data, train, progress)
         fitted = train_student(student, *splits, train, run=run, stage="retrain", progress=progress)
-        facts = _inherited(opened) | {"kept": opened.result["kept"]}
-        return _finish(run, student, task, fitted, facts, "retrained", train)
+        facts = _inherited(opened, student) | {"kept": opened.result["kept"]}
+        return finish(run, student, task, fitted, facts, "retrained", train)
 
 
 def evaluate(
@@ -344,12 +292,12 @@ def evaluate(
     opened = open_run(path)
     data = dataclasses.replace(opened.data, root=root) if root else opened.data
     settings = dataclasses.replace(Settings(**opened.result["config"]["train"]), device=device)
-    task = _task(data)
+    task = task_of(data)
     if split not in task.splits:
         raise BadInput(
             f"task {task.name} has no {split} split; give --split {' or '.join(task.splits)}"
         )
-    value, images = _measure(opened.student, task, split, data, settings)
+    value, images = measure(opened.student, task, split, data, settings)
     return {
         "run": str(path),
         "task": task.name,
@@ -384,95 +332,6 @@ def merge(path: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def open_run(path: str | Path) -> Opened:
-    """Rebuild the student of a finished run.
-
-    Raises:
-        BadInput: no finished run there, or the backbone's weights are not those of the run.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise BadInput(f"run {str(path)!r} does not exist; `--out` of teach or adapt makes one")
-    if not (path / "run.json").exists():
-        raise BadInput(f"{path} is no run directory; name one that `--out` of a command made")
-    if not (path / "result.json").exists():
-        raise BadInput(f"run {path} is not finished; repeat the command that made it")
-    result = dict(read_json(path / "result.json"))
-    config = result["config"]
-    net = Net(**config["net"])
-    backbone = _backbone(net, Data(**config["data"]))
-    if (now := backbone.fingerprint()) != config["fingerprint"]:
-        raise BadInput(
-            f"{path} belongs to backbone {config['fingerprint'][:8]}, but {net.backbone} with "
-            f"weights {net.weights} is {now[:8]}; put the weights of that run back"
-        )
-    method = catalog.load("students", config["method"], "method")
-    settings = method.Config(**config["settings"])
-    classes = len(config["classes"])
-    if result.get("kept") is None:
-        student = method.build(backbone, classes, settings, seed=config["train"]["seed"])
-    else:
-        student = method.rebuild(backbone, classes, settings, kept=result["kept"])
-    tensors, _ = read_tensors(path / "student.safetensors")
-    try:
-        student.task.load_state_dict(tensors)
-    except RuntimeError as error:
-        why = str(error).splitlines()[-1].strip()
-        raise BadInput(f"{path}/student.safetensors is not of this run ({why})") from error
-    return Opened(path, result, student.eval())
-
-
-def batches(
-    task: Task,
-    split: Split,
-    backbone: Backbone,
-    data: Data,
-    settings: Settings,
-    *,
-    train: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> Batches:
-    """The batches of a split, seen as ``backbone`` expects them."""
-    group = Group.current()
-    channels, _, px = backbone.input_size
-    own = data.normalize == "task"
-    view = View(
-        px=px,
-        resize=data.resize,
-        squash=data.squash,
-        crop=data.crop,
-        pad=data.pad,
-        flip=data.flip,
-        color=data.color,
-        channels=channels,
-        mean=task.mean if own else backbone.mean,
-        std=task.std if own else backbone.std,
-    )
-    return Batches(
-        task.splits[split],
-        view,
-        batch=settings.batch if train else max(settings.batch, 64),
-        seed=settings.seed,
-        train=train,
-        device=pick_device(settings.device),
-        rank=group.rank,
-        world=group.world,
-        memory_limit_bytes=int(data.memory_gb * 2**30),
-        workers=data.workers,
-        skip_bad_images=data.skip_bad_images,
-        progress=progress,
-    )
-
-
-def _backbone(net: Net, data: Data) -> Backbone:
-    return Backbone.create(net.backbone, weights=net.weights, px=data.px)
-
-
-def _task(data: Data) -> Task:
-    root = Path(data.root) if data.root else None
-    return open_task(data.task, root, val_share=data.val_share, download=data.download)
-
-
 def _resolved(weights: str) -> str:
     return weights if weights in ("pretrained", "random") else str(Path(weights).resolve())
 
@@ -488,99 +347,84 @@ def _open_run(path: Path, verb: str, config: dict[str, Any], command: str) -> Ru
     return Run(path, verb, config, command, writer=False)
 
 
+def _finished(path: Path, verb: str, config: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of the same command, if it has one already.
+
+    Raises:
+        BadInput: the directory belongs to something else.
+    """
+    with _open_run(path, verb, config, "") as run:
+        return run.result
+
+
 def _splits(
-    task: Task, backbone: Backbone, data: Data, settings: Settings, progress: Progress
+    task: Task, student: Student, data: Data, settings: Settings, progress: Progress
 ) -> tuple[Batches, Batches]:
     """Training and validation batches; bad images that were left out are counted aloud."""
-    train = batches(task, "train", backbone, data, settings, train=True)
-    val = batches(task, "val", backbone, data, settings)
+    train = batches(task, "train", student.universal, data, settings, train=True)
+    val = batches(task, "val", student.universal, data, settings)
     for name, found in (("train", train), ("val", val)):
         if found.skipped:
             count = len(found.skipped)
             progress.say(f"left out {count} bad images of {name}, such as {found.skipped[0]}")
+    if isinstance(student, Distilled) and student.teacher and not train.view.varies:
+        size = student.teacher.bytes_per_image(student.universal.input_size)
+        if size * len(train.split) <= data.memory_gb * 2**30:
+            student.teacher.remember(len(train.split))
     return train, val
 
 
-def _measure(
-    student: Student, task: Task, split: Split, data: Data, settings: Settings
-) -> tuple[float, int]:
-    found = batches(task, split, student.universal, data, settings)
-    assert isinstance(student, nn.Module)
-    student.to(found.device)
-    return accuracy(student, found, bf16=settings.bf16), len(found.split)
+def _reopened(path: Path) -> tuple[Opened, Task]:
+    opened = open_run(path)
+    return opened, task_of(opened.data)
 
 
-def _inherited(opened: Opened) -> dict[str, Any]:
-    facts = ("task", "metric", "config")
-    return {name: opened.result[name] for name in facts} | {"from": str(opened.path)}
+def _teacher_path(opened: Opened, moved: Path | None) -> Path | None:
+    """The run that a student learnt from, or where it is now."""
+    known = opened.result["config"].get("teacher")
+    return moved or (Path(known) if known else None)
 
 
-def _finish(
-    run: Run,
-    student: Student,
-    task: Task,
-    fitted: Fitted,
-    facts: Mapping[str, Any],
-    stage: str,
-    settings: Settings,
-) -> dict[str, Any]:
-    """Measure on the test split, save the student, and write the result that ends the run."""
-    data = Data(**facts["config"]["data"])
-    test = None
-    if "test" in task.splits:
-        test = _measure(student, task, "test", data, settings)[0]
-    file = run.path / "student.safetensors"
-    assert isinstance(student, nn.Module)
-    student.to("cpu")
-    if Group.current().rank == 0:
-        write_tensors(file, student.task.state_dict(), {"method": facts["config"]["method"]})
-    Group.current().wait()
-    config, states = facts["config"], student.layer_states()
-    params = parameters(student)
-    merged = student.merge()
-    if config["method"] in ("finetune", "scratch") and Group.current().rank == 0:
-        write_tensors(run.path / "weights.safetensors", merged.state_dict())
-    size = student.universal.input_size
-    head = cost.linear_macs(student.universal.num_features, len(task.classes))
-    record = read_json(run.path / "run.json")
-    result = {
-        "run": str(run.path),
-        "task": facts["task"],
-        "method": config["method"],
-        "backbone": config["net"]["backbone"],
-        "seed": config["train"]["seed"],
-        "stage": stage,
-        "metric": facts["metric"],
-        "val": fitted.val,
-        "test": test,
-        "layers": len(states),
-        "layers_adapted": sum(s.on for s in states),
-        "params": dataclasses.asdict(params) | {"task": params.task, "multiple": params.multiple},
-        "macs": {
-            "backbone": cost.total_macs(student.universal.model, size),
-            "student": cost.total_macs(merged, size) - head,
-        },
-        "bytes": cost.file_bytes(file),
-        "seconds": fitted.seconds,
-        "best_epoch": fitted.epoch,
-        "lam": config["settings"].get("lam"),
-        "price": config["settings"].get("price"),
-        "fingerprint": config["fingerprint"],
-        "command": record["command"],
-        "made_by": record["made_by"],
-        "layer_states": [dataclasses.asdict(s) for s in states],
-        **facts,
-    }
-    if Group.current().rank == 0:
-        write_json(run.path / "result.json", result)
-        (run.path / "last.safetensors").unlink(missing_ok=True)
-        (run.path / "best.safetensors").unlink(missing_ok=True)
-    Group.current().wait()
-    return dict(read_json(run.path / "result.json"))
+def _attach_teacher(
+    student: Student, path: Path | None, classes: Sequence[str], data: Data
+) -> None:
+    """Let the student learn from the run at ``path``, where its method can.
+
+    Raises:
+        BadInput: a teacher for a method that learns from none, none for one whose settings ask
+            for distillation, or one that cannot teach this student.
+    """
+    if not isinstance(student, Distilled):
+        if path is not None:
+            raise BadInput(f"method {student.method!r} learns from no teacher; leave --teacher out")
+        return
+    if not student.wants_teacher():
+        return
+    if path is None:
+        raise BadInput(
+            f"method {student.method!r} distils from a teacher: give --teacher RUN (made by "
+            f"`tailor teach` on this task and backbone), or --distill 0"
+        )
+    student.teacher = teacher_of(student, path, classes, data)
 
 
-def parameters(student: Student) -> cost.Params:
-    """What ``student`` adds to its backbone, every kind apart; equal to what its file holds."""
-    return cost.account(
-        student.universal.model, student.roles(), (b for b in student.task.buffers())
-    )
+def _configure(student: Student, **changed: Any) -> None:
+    """Change settings of an opened student.
+
+    Raises:
+        BadInput: its method has no such setting.
+    """
+    config = getattr(student, "config", None)
+    if config is None or not all(hasattr(config, name) for name in changed):
+        raise BadInput(
+            f"method {student.method!r} has no setting {next(iter(changed))!r}; leave it out"
+        )
+    student.config = dataclasses.replace(config, **changed)  # type: ignore[attr-defined]
+
+
+def _inherited(opened: Opened, student: Student) -> dict[str, Any]:
+    """What a pruned or retrained run keeps of the run that it came from."""
+    facts = {name: opened.result[name] for name in ("task", "metric", "config")}
+    config = getattr(student, "config", None)
+    settings = {} if config is None else {"settings": dataclasses.asdict(config)}
+    return facts | {"config": facts["config"] | settings, "from": str(opened.path)}

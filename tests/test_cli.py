@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from students import taps
 from tailor import cli, workflow
 from tailor.backbone import Backbone
+from tailor.opened import open_run
 from tailor.prune import prune
+from tailor.settings import Settings
 from tailor.task import open_task
-from tailor.train import Settings
 
 NET = ["--backbone", "small_resnet", "--weights", "random", "--px", "16"]
 FAST = ["--epochs", "1", "--batch", "64", "--lr", "0.05", "--device", "cpu"]
@@ -121,13 +122,13 @@ def test_evaluate_measures_what_the_run_measured(runs, capsys):
 
 def test_a_teachers_weights_are_the_students_universal_blocks(runs):
     weights = load_file(runs / "source" / "weights.safetensors")
-    universal = workflow.open_run(runs / "taps").student.universal.model.state_dict()
+    universal = open_run(runs / "taps").student.universal.model.state_dict()
     assert all(torch.equal(weights[n], t) for n, t in universal.items())
 
 
 def test_merged_file_gives_the_students_outputs(runs, capsys, tmp_path):
     machine(capsys, "merge", runs / "pruned-retrained", "--out", tmp_path / "m.safetensors")
-    student = workflow.open_run(runs / "pruned-retrained").student
+    student = open_run(runs / "pruned-retrained").student
     plain = Backbone.create("small_resnet", weights="random", px=16).model
     plain.reset_classifier(10)
     plain.load_state_dict(load_file(tmp_path / "m.safetensors"))

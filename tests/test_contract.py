@@ -11,8 +11,10 @@ from torch import nn
 from tailor import catalog
 from tailor.adapters import new_head, with_head
 from tailor.backbone import Backbone
+from tailor.optim import build_optimizer
+from tailor.settings import Settings
+from tailor.step import training_step
 from tailor.student import ROLES, Gated, Output, Student, trained_parameters
-from tailor.train import Settings, build_optimizer, training_step
 
 METHODS = catalog.names("students")
 BACKBONES = ["small_resnet", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"]
@@ -34,6 +36,11 @@ def step(student, *, epoch=0.0, lr=0.05):
     optimizer = build_optimizer(student, settings)
     student.train()
     return training_step(student, optimizer, *batch(), settings, epoch=epoch)
+
+
+def folds(method):
+    """Whether merging computes new numbers (batch norm into convolutions) instead of copying."""
+    return getattr(catalog.load("students", method, "method"), "FOLDS", False)
 
 
 @pytest.fixture(params=METHODS)
@@ -105,8 +112,11 @@ def test_merged_is_a_plain_network_with_equal_outputs(method, name):
     merged = student.merge()
     images = batch(1)[0]
     with torch.no_grad():
-        # The same tensors through the same operations: equal to the bit.
-        assert torch.equal(merged(images), student.eval()(images).logits)
+        mine, expected = merged(images), student.eval()(images).logits
+    if folds(method):  # other operations, equal up to float32 rounding
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
+    else:  # the same tensors through the same operations: equal to the bit
+        assert torch.equal(mine, expected)
     assert type(merged) is type(student.universal.model)
 
 
@@ -116,8 +126,11 @@ def test_merged_equals_the_student_in_bfloat16(method):
     merged, images = student.merge(), batch(1)[0].bfloat16()
     with torch.no_grad():
         expected = copy.deepcopy(student).eval().to(torch.bfloat16)(images).logits
-        # Same operations on the same bfloat16 tensors; no tolerance is needed.
-        assert torch.equal(merged.to(torch.bfloat16)(images), expected)
+        mine = merged.to(torch.bfloat16)(images)
+    if folds(method):  # bfloat16 has 8 bits of mantissa, and rounds in every layer
+        assert (mine - expected).abs().max() <= 0.05 * expected.abs().max()
+    else:  # same operations on the same bfloat16 tensors
+        assert torch.equal(mine, expected)
 
 
 def test_merging_leaves_the_student_as_it_was(method):
@@ -143,12 +156,27 @@ def test_pruning_keeps_the_contract(method):
     student = build(method)
     if not isinstance(student, Gated):
         pytest.skip(f"{method} has no gates")
-    names = [s.name for s in student.layer_states()][::2]
+    # Every second of TAPS's layers; of paths, one into each block, so that all of them are needed.
+    gates = student.gates()
+    names = [g.name for g in gates if g.kind == "universal"] or [g.name for g in gates][::2]
     smaller = student.keep(names)
-    assert isinstance(smaller, Student)
-    assert [s.name for s in smaller.layer_states() if s.on] == names
-    assert "scores" not in smaller.roles()
+    assert isinstance(smaller, Gated)
+    assert smaller.kept() == names
+    assert smaller.price(epoch=100.0) is None
     step(smaller)
+
+
+def test_a_pruned_student_is_rebuilt_from_names_and_tensors(method):
+    student = build(method)
+    if not isinstance(student, Gated):
+        pytest.skip(f"{method} has no gates")
+    step(student)
+    smaller = student.keep([g.name for g in student.gates()][::2])
+    module = catalog.load("students", method, "method")
+    other = module.rebuild(student.universal, 5, module.Config(), kept=smaller.kept())
+    other.task.load_state_dict(smaller.task.state_dict())
+    images = batch(1)[0]
+    assert torch.equal(smaller.eval()(images).logits, other.eval()(images).logits)
 
 
 def test_a_head_goes_where_the_architecture_has_its_own():

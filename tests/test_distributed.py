@@ -12,7 +12,8 @@ import torch
 from tailor.distributed import Group, joined, synced_batch_norm
 from tailor.errors import BadInput
 from tailor.run import Run, read_json, read_log, read_tensors, write_tensors
-from tailor.train import Settings, evaluate, fit
+from tailor.settings import Settings
+from tailor.train import evaluate, fit
 from tests import processes, tiny
 from tests.tiny import Interrupted, Until, log_of
 

@@ -15,8 +15,10 @@ from tailor.cost import Budget, account
 from tailor.errors import BadInput
 from tailor.gates import threshold_gate
 from tailor.losses import layer_prices
-from tailor.prune import prune
-from tailor.train import Settings, build_optimizer, training_step
+from tailor.optim import build_optimizer
+from tailor.prune import Rule, prune
+from tailor.settings import Settings
+from tailor.step import training_step
 
 
 @pytest.fixture
@@ -209,7 +211,7 @@ def test_a_threshold_overrides_the_gates(backbone):
     student = taps.build(backbone, 4)
     with torch.no_grad():
         student.task.scores.copy_(torch.linspace(0.1, 0.3, 20))
-    kept = prune(student, threshold=0.2)[1].kept
+    kept = prune(student, Rule(threshold=0.2))[1].kept
     assert kept == tuple(x.name for x in backbone.layers[10:])
 
 
@@ -224,7 +226,7 @@ def test_a_budget_keeps_the_highest_scores_that_fit(backbone):
         if used + backbone.layers[i].params <= budget:
             expected.add(backbone.layers[i].name)
             used += backbone.layers[i].params
-    smaller, report = prune(student, budget=Budget.parse("params=0.2"))
+    smaller, report = prune(student, Rule(budget=Budget.parse("params=0.2")))
     assert set(report.kept) == expected
     assert report.params_after == used <= budget
     assert sum(p.numel() for p in smaller.roles()["deltas"]) == used
@@ -238,7 +240,7 @@ def test_pruning_twice_is_refused(backbone):
 
 def test_a_macs_budget_is_refused_because_deltas_change_none(backbone):
     with pytest.raises(BadInput, match="change no MACs"):
-        prune(taps.build(backbone, 4), budget=Budget.parse("macs=0.5"))
+        prune(taps.build(backbone, 4), Rule(budget=Budget.parse("macs=0.5")))
 
 
 def test_two_students_share_one_trunk_in_different_modes(backbone):

@@ -14,21 +14,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
-from tailor import cli, train
+from tailor import checkpoint, cli, train
 from tailor.backbone import Backbone
 from tailor.errors import BadInput
+from tailor.optim import build_optimizer, rate_at
 from tailor.progress import Silent
 from tailor.run import Run, read_json, read_log, read_tensors
-from tailor.train import (
-    Diverged,
-    Settings,
-    build_optimizer,
-    evaluate,
-    fit,
-    pick_device,
-    rate_at,
-    training_step,
-)
+from tailor.settings import Settings, pick_device
+from tailor.step import training_step
+from tailor.train import Diverged, evaluate, fit
 from tests import processes, tiny
 from tests.tiny import Interrupted, Until, log_of
 
@@ -410,10 +404,12 @@ def interrupted_while_writing(monkeypatch, make, how, path, *, kept, number):
             raise Interrupted
         write(file, *rest)
 
-    monkeypatch.setattr(train, "write_tensors", stop)
+    for module in (train, checkpoint):  # the last weights and the best ones
+        monkeypatch.setattr(module, "write_tensors", stop)
     with contextlib.suppress(Interrupted):  # the best epoch may not come so often
         uninterrupted(make, how, path)
     monkeypatch.undo()
+    assert count > 0, f"{kept}.safetensors was never written under this watch"
 
 
 @pytest.mark.parametrize("kept", ["last", "best"])

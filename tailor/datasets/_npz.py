@@ -7,7 +7,9 @@
                     id bytes       (n,), optional: where the image came from
     test.npz, val.npz   the same, both optional
 
-Multi-label and dense sets of this format are refused: a `Task` is one class per image.
+A "multilabel" task has, instead of label, labels (n, C) of integers: 1 where classes[c] is
+present, 0 where it is absent, -1 where that is not to be counted; its metric is mean average
+precision. Dense tasks of this format are refused.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ import torch
 from PIL import Image
 
 from tailor.errors import BadInput
-from tailor.task import Split, Task
+from tailor.task import Metric, Split, Task
 
 Array = npt.NDArray[Any]
+METRICS: dict[object, Metric] = {"classify": "top1", "multilabel": "map"}  # by the word for it
 
 
 class Encoded:
@@ -60,12 +63,13 @@ def read(path: str, root: Path, *, download: bool) -> Task:
     if not (base / "train.npz").is_file():
         raise BadInput(f"{base / 'train.npz'} does not exist: give a folder that holds it")
     classes = tuple(str(c) for c in facts["classes"])
+    metric = METRICS[facts["task"]]
     splits = {
-        name: _split(base / f"{name}.npz", len(classes))
+        name: _split(base / f"{name}.npz", len(classes), metric)
         for name in ("train", "val", "test")
         if (base / f"{name}.npz").is_file()
     }
-    return Task(name=base.resolve().name, classes=classes, splits=splits)
+    return Task(name=base.resolve().name, classes=classes, splits=splits, metric=metric)
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -79,25 +83,27 @@ def _facts(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise BadInput(f"{path} is not JSON ({error}): get the file anew") from error
     kind = facts.get("task") if isinstance(facts, dict) else None
-    if kind != "classify":
+    if not isinstance(kind, str) or kind not in METRICS:
         raise BadInput(
-            f'{path} states task {kind!r}: only "classify", one class per image, can be read'
+            f'{path} states task {kind!r}: only "classify", one class per image, and "multilabel" '
+            "can be read"
         )
     if not isinstance(facts.get("classes"), list):
         raise BadInput(f'{path} has no list "classes": name the class of every label there')
     return dict(facts)
 
 
-def _split(path: Path, classes: int) -> Split:
+def _split(path: Path, classes: int, metric: Metric) -> Split:
     data = _array(path, "data", "u", 1)
     offsets = _array(path, "offsets", "iu", 1).astype(np.int64)
-    labels = _array(path, "label", "iu", 1).astype(np.int64)
+    labels = _numbers(path, classes) if metric == "top1" else _sets(path, classes)
     if data.dtype != np.uint8:
         raise BadInput(f"{path}: data is {data.dtype}, uint8 is needed: write the file anew")
     if len(offsets) != len(labels) + 1:
         raise BadInput(
-            f"{path}: offsets has {len(offsets)} entries for {len(labels)} in label, "
-            "one more than labels is needed: write the file anew"
+            f"{path}: offsets has {len(offsets)} entries for {len(labels)} in "
+            f"{'label' if metric == 'top1' else 'labels'}, one more than labels is needed: "
+            "write the file anew"
         )
     start, end = offsets[:-1], offsets[1:]
     wrong = np.flatnonzero((start < 0) | (end <= start) | (end > len(data)))
@@ -107,15 +113,39 @@ def _split(path: Path, classes: int) -> Split:
             f"{path}: offsets say that image {i} is bytes {start[i]} to {end[i]} "
             f"of {len(data)} in data: offsets must rise and stay inside: write the file anew"
         )
+    ids = [i.decode(errors="replace") for i in _array(path, "id", "S", 1, needed=False).tolist()]
+    source = Encoded(data, offsets, ids if len(ids) == len(labels) else [], path)
+    return Split(source, torch.from_numpy(labels))
+
+
+def _numbers(path: Path, classes: int) -> Array:
+    """(n,) class of each image."""
+    labels = _array(path, "label", "iu", 1).astype(np.int64)
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(outside):
         raise BadInput(
             f"{path}: label of image {outside[0]} is {labels[outside[0]]}, out of range for "
             f"the {classes} classes in dataset.json: labels count from 0 to {classes - 1}"
         )
-    ids = [i.decode(errors="replace") for i in _array(path, "id", "S", 1, needed=False).tolist()]
-    source = Encoded(data, offsets, ids if len(ids) == len(labels) else [], path)
-    return Split(source, torch.from_numpy(labels))
+    return labels
+
+
+def _sets(path: Path, classes: int) -> Array:
+    """(n, C) of 1, 0 and -1."""
+    labels = _array(path, "labels", "iu", 2).astype(np.int64)
+    if labels.shape[1] != classes:
+        raise BadInput(
+            f"{path}: labels has {labels.shape[1]} columns for the {classes} classes in "
+            "dataset.json, one each is needed: write the file anew"
+        )
+    outside = np.argwhere((labels < -1) | (labels > 1))
+    if len(outside):
+        row, column = outside[0]
+        raise BadInput(
+            f"{path}: labels of image {row} has {labels[row, column]} in column {column}: "
+            "1 is present, 0 absent, -1 not to be counted"
+        )
+    return labels
 
 
 def _array(path: Path, name: str, kinds: str, ndim: int, *, needed: bool = True) -> Array:

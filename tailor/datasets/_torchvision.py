@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from tailor.datasets import _sample
 from tailor.errors import BadInput
 from tailor.task import MEAN, STD, Rgb, Split, Task
 
@@ -238,7 +239,7 @@ def open_set(
             names = [str(path) for path in source.paths]
             splits[split] = splits[split].subset(sorted(range(len(names)), key=names.__getitem__))
     titles = tuple(", ".join(c) if isinstance(c, tuple) else str(c) for c in classes)
-    return Task(name=name, classes=titles, splits=splits, mean=mean, std=std)
+    return Task(name=_sample.named(name, root), classes=titles, splits=splits, mean=mean, std=std)
 
 
 def construct(
@@ -249,7 +250,7 @@ def construct(
 
     make = getattr(torchvision.datasets, cls)
     can_download = "download" in inspect.signature(make).parameters
-    with _talk_to_stderr():
+    with _talk_to_stderr(), _sample.own_sums(make, root):
         try:
             return make(root, **arguments)
         # RuntimeError, OSError, ValueError, ModuleNotFoundError, ...: each class has its own.

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from tailor.task import Facts, Pixels, Split, Task, stratified
+from tailor.stratify import stratified
+from tailor.task import Facts, Pixels, Split, Task
 
 FACTS = Facts(
     title="scikit-learn's handwritten digits",

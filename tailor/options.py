@@ -1,0 +1,224 @@
+"""Options of the verbs: dataclasses that the command line and Python callers fill in.
+
+A field's docstring is its ``--help``. A field exists only while code reads it. Left out: how they
+are parsed (``cli.py``) and what they do (``workflow.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Generic, Literal, TypeVar
+
+from tailor.settings import Settings
+
+Split = Literal["train", "val", "test"]
+Mode = Literal["finetune", "scratch", "probe"]
+# The best epoch may lie before the price has acted, so the last one is kept. The rate stays up
+# while layers are selected, and falls while the pruned student is retrained: one schedule, not two.
+SELECTING = Settings(select="last", schedule="constant")
+C = TypeVar("C")  # a method's own options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which images, and how the network sees them."""
+
+    task: str
+    """A data set of `tailor list tasks`, folder:PATH, npz:PATH or torchvision:CLASS."""
+    root: str | None = None
+    """Folder with the data sets; $TAILOR_DATA, or ./data, by default."""
+    download: bool = False
+    """Fetch a missing data set where torchvision can."""
+    val_share: float = 0.1
+    """Share of train kept for validation where the set has no split of its own."""
+    limit: int | None = None
+    """Use at most so many training images, the same share of every class."""
+    px: int | None = None
+    """Side of the network's input; the backbone's own by default."""
+    resize: int | None = None
+    """Short side before cropping; fits the crop by default; 0 leaves images as they are."""
+    squash: bool = False
+    """Scale to a square whatever the aspect, instead of cutting the centre."""
+    crop: Literal["none", "pad", "random", "rrc"] = "pad"
+    """Training crop: the whole, a window of the padded or of the larger image, or a random resized
+    crop."""
+    pad: int = 4
+    """Border of crop `pad`, in pixels."""
+    flip: bool = False
+    """Mirror half of the training images; wrong for digits and letters."""
+    color: float = 0.0
+    """Change brightness, contrast and saturation by up to this share."""
+    normalize: Literal["backbone", "task"] = "backbone"
+    """Mean and deviation that the weights expect, or those of the data set."""
+    skip_bad_images: bool = False
+    """Leave unreadable images out and count them, instead of stopping."""
+    memory_gb: float = 4.0
+    """Larger sets are streamed by worker processes instead of kept in memory."""
+    workers: int = 2
+    """Threads or processes that decode images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net:
+    """Which backbone, and where its numbers come from."""
+
+    backbone: str = "resnet34"
+    """Any timm model or one of ours: `tailor list backbones`."""
+    weights: str = "pretrained"
+    """pretrained (timm fetches them), random, a safetensors or .pth file, or a teacher's run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teach:
+    """Train a teacher: the whole network fine-tuned, from scratch, or only a head (probe).
+
+    Its weights become universal blocks for other tasks with --weights RUN.
+
+    Example: tailor teach --task svhn --backbone resnet34 --out runs/svhn/teacher
+    """
+
+    out: Path
+    """Run directory; repeating the command continues or shows it."""
+    mode: Mode = "finetune"
+    """What to train."""
+    data: Data
+    net: Net = field(default_factory=Net)
+    train: Settings = field(default_factory=Settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapt(Generic[C]):
+    """Adapt a frozen backbone to a task, learning where it must change.
+
+    Example: tailor adapt --task svhn --method taps --backbone resnet34 --lam 0.1 --out
+    runs/svhn/taps
+    """
+
+    out: Path
+    """Run directory; repeating the command continues or shows it."""
+    method: str = "taps"
+    """A method of `tailor list methods`; it brings options of its own."""
+    teacher: Path | None = None
+    """Run of a finished teacher of this task on this backbone, for methods that distil."""
+    data: Data
+    net: Net = field(default_factory=Net)
+    settings: C
+    train: Settings = field(default_factory=lambda: SELECTING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """Remove what a student switched off; the result is a smaller student.
+
+    Without a rule everything goes whose gate is off: TAPS's closed layers, NetTailor's paths with a
+    gate below its threshold. Give at most one of --threshold, --count, --share, --budget, --within.
+
+    Example: tailor prune runs/svhn/taps --out runs/svhn/taps-pruned --budget params=0.2
+
+    Example: tailor prune runs/svhn/nt --out runs/svhn/nt-pruned --count 11 --proxy-threshold 0.075
+    """
+
+    run: Path
+    """A finished run of a method with gates."""
+    out: Path
+    """Run directory of the smaller student."""
+    threshold: float | None = None
+    """Keep layers, blocks and proxies with at least this score or gate."""
+    count: int | None = None
+    """Remove so many layers or universal blocks, smallest scores or gates first."""
+    share: float | None = None
+    """Remove this share of the layers or universal blocks, in [0, 1]."""
+    budget: str | None = None
+    """Keep the largest that fit: params (added) and macs (left) as shares of the backbone, bytes
+    of the file; such as params=0.2,macs=0.6."""
+    within: float | None = None
+    """Search the smallest student whose validation metric stays within so many points of the
+    teacher's (of its own before pruning, without a teacher)."""
+    trial_epochs: int = 0
+    """Retrain every candidate of --within for so many epochs before it is measured."""
+    proxy_threshold: float | None = None
+    """Keep proxies with at least this gate, whatever happens to the universal blocks."""
+    renormalise: bool = False
+    """Let the gates of what is left sum to 1 again, as NetTailor's published program."""
+    teacher: Path | None = None
+    """The teacher's run, if it moved since."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrain:
+    """Continue a pruned student without a price; it goes on learning from its teacher.
+
+    Example: tailor retrain runs/svhn/taps-pruned --epochs 5
+    """
+
+    run: Path
+    """A pruned run; it stays as it is."""
+    out: Path | None = None
+    """Run directory; RUN-retrained by default."""
+    teacher: Path | None = None
+    """The teacher's run, if it moved since."""
+    distill: float | None = None
+    """Another weight of the distance to the teacher; 0 retrains without."""
+    train: Settings = field(default_factory=Settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure a finished run again, on any split.
+
+    Example: tailor evaluate runs/svhn/taps --split val
+    """
+
+    run: Path
+    """A finished run."""
+    split: Literal["train", "val", "test"] = "test"
+    """Which images."""
+    device: str = "auto"
+    """Where to compute."""
+    root: str | None = None
+    """Folder with the data sets, if it moved since."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Fold a finished run into one plain network: a state dict under timm's names.
+
+    Example: tailor merge runs/svhn/taps-pruned-retrained --out svhn.safetensors
+    """
+
+    run: Path
+    """A finished run."""
+    out: Path
+    """A .safetensors file; load it with timm.create_model(NAME, num_classes=K)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Tables and pictures from one or many finished runs.
+
+    Example: tailor report runs/svhn/* --out report.html
+
+    The suffix decides: .html (one self-contained page), .md (with pictures beside it), .json.
+    Without --out the table is printed.
+    """
+
+    runs: Annotated[tuple[Path, ...], "positional"]
+    """Run directories."""
+    out: Path | None = None
+    """File to write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Draw the network that a run tailored: its blocks, the proxies between them, their gates.
+
+    Example: tailor draw runs/svhn/nettailor --out network.gif
+
+    The suffix decides: .png, .svg or .pdf show the network as the run ended, .gif every epoch.
+    """
+
+    run: Path
+    """A finished run of a method with gated paths, such as nettailor."""
+    out: Path
+    """File to write."""
