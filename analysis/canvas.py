@@ -35,14 +35,27 @@ def palette(methods: Iterable[str]) -> dict[str, str]:
     return chosen | {name: colours[place] for name, place in _REFERENCES.items()}
 
 
-def shade(colour: str) -> LinearSegmentedColormap:
-    """From nothing to ``colour``: zero is the paper, whether the paper is light or dark."""
-    return LinearSegmentedColormap.from_list("shade", [(*to_rgb(colour), a) for a in (0.0, 1.0)])
+def shade(colour: str, most: float = 1.0) -> LinearSegmentedColormap:
+    """From nothing to ``colour``: zero is the paper, whether the paper is light or dark.
+
+    Args:
+        colour: of the largest value.
+        most: its opacity; below 1 where ink must stay readable on it.
+    """
+    return LinearSegmentedColormap.from_list("shade", [(*to_rgb(colour), a) for a in (0.0, most)])
 
 
 def figure(width: float, height: float) -> Figure:
     """An empty figure, sizes in inches, whose parts keep out of each other's way."""
     return Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
+
+
+def sheet(width: float, height: float) -> Axes:
+    """Bare axes that cover a figure of their own; both have inches as their unit."""
+    axes = Figure(figsize=(width, height), facecolor=PAPER).add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(0, height))
+    axes.axis("off")
+    return axes
 
 
 def dress(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: str = "y") -> Axes:
@@ -87,31 +100,39 @@ def png(figure: Figure) -> bytes:
     return small.getvalue()
 
 
-def svg(figure: Figure) -> str:
+def svg(figure: Figure, *, light: bool = False) -> str:
     """The figure as an SVG on clear paper that follows the reader's light or dark scheme.
 
     The same figure always gives the same text, for generated identifiers are numbered, and places
     are cut to a hundredth of a point: a report embeds many of these.
+
+    Args:
+        figure: any figure.
+        light: on light paper of its own instead, for a file that no page surrounds.
     """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", dpi=150, transparent=True, metadata=nothing)
+    figure.savefig(buffer, format="svg", dpi=150, transparent=not light, metadata=nothing)
     text = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->", "", buffer.getvalue(), flags=re.DOTALL)
     text = re.sub(r' (?:d|x|y)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)
     names: dict[str, str] = {}
     for name in re.findall(r'id="([a-z][0-9a-f]{10})"', text):
         names.setdefault(name, f"i{len(names)}")
     text = re.sub(r"\b[a-z][0-9a-f]{10}\b", lambda m: names.get(m[0], m[0]), text)
+    text = re.sub(r' id="(?!i\d|DejaVu)[^"]*"', "", re.sub(r"\s*\n\s*", " ", text)).strip()
+    return text if light else _two_schemes(text)
+
+
+def _two_schemes(text: str) -> str:
     light = "".join(f"--c{i}:{colour};" for i, colour in enumerate(_DARK))
     dark = "".join(f"--c{i}:{colour};" for i, colour in enumerate(_DARK.values()))
     for i, colour in enumerate(_DARK):
         text = text.replace(colour, f"var(--c{i})")
-    text = re.sub(r' id="(?!i\d|DejaVu)[^"]*"', "", re.sub(r"\s*\n\s*", " ", text))
     style = (
         f"<style>:root{{{light}}}"
         f"@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}</style>"
     )
-    return re.sub(r"(<svg\b[^>]*>)", lambda m: m[0] + style, text.strip(), count=1)
+    return re.sub(r"(<svg\b[^>]*>)", lambda m: m[0] + style, text, count=1)
 
 
 @cache

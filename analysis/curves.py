@@ -1,4 +1,4 @@
-"""Training curves: how errors, loss, adapted shares and scores moved over the epochs.
+"""Training curves: how errors, loss, adapted shares, scores and gates moved over the epochs.
 
 One figure shows the seeds of one experiment together. What a run did not log (a probe has no
 scores) gets no panel. Steps within an epoch are left out: TensorBoard shows them.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import seaborn as sns
@@ -30,6 +30,7 @@ _NAMES = {
     "share_layers": "layers",
     "share_params": "parameters",
 }
+_PROXIES = 5  # more dashed lines than these hide the solid ones
 _PANELS = (
     ("Error, %", ("val_error", "train_error")),
     ("Training loss", ("train_loss",)),
@@ -56,10 +57,19 @@ def curve_table(run: Run) -> pd.DataFrame:
 
 def score_table(run: Run) -> pd.DataFrame:
     """Scores of all layers: one line per epoch (index from 1), one column per layer."""
-    scores = {i: e["scores"] for i, e in enumerate(_epochs(run), start=1) if e.get("scores")}
-    frame = pd.DataFrame.from_dict(scores, orient="index", dtype=float)
-    frame.index.name = "epoch"
-    return frame
+    return _logged(run, "scores")
+
+
+def gate_table(run: Run) -> pd.DataFrame:
+    """Gates of all paths: one line per epoch (index from 1), one column per path."""
+    return _logged(run, "gates")
+
+
+def strongest(gates: pd.DataFrame, most: int = _PROXIES) -> list[str]:
+    """The proxies of ``gate_table`` that were the largest at any epoch, in network order."""
+    proxies = gates[[path for path in gates.columns if "<-" in path]].max()
+    chosen = set(proxies.nlargest(most).index)
+    return [path for path in proxies.index if path in chosen]
 
 
 def curves(runs: Sequence[Run]) -> Figure | None:
@@ -77,22 +87,23 @@ def curves(runs: Sequence[Run]) -> Figure | None:
         for title, names in _PANELS
         if any(frame[name].notna().any() for frame in tables for name in names)
     ]
-    scored = [run for run in runs if not score_table(run).empty]
-    columns = 3 if scored or len(panels) > 2 else max(len(panels), 1)
-    lines = 1 + math.ceil(len(scored) / columns)
+    gated = [run for run in runs if not gate_table(run).empty]
+    drawn = gated or [run for run in runs if not score_table(run).empty]
+    columns = 3 if drawn or len(panels) > 2 else max(len(panels), 1)
+    lines = 1 + math.ceil(len(drawn) / columns)
     figure = canvas.figure(3.5 * columns, 2.7 * lines)
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, (title, names) in zip(grid, panels, strict=False):
         _draw_panel(axes, tables, title, names)
     for axes in grid[len(panels) : columns]:
         axes.remove()
-    for axes, run in zip(grid[columns:], scored, strict=False):
-        _draw_scores(axes, run)
+    for axes, run in zip(grid[columns:], drawn, strict=False):
+        (_draw_gates if gated else _draw_scores)(axes, run)
         axes.sharey(grid[columns])
-    for axes in grid[columns + len(scored) :]:
+    for axes in grid[columns + len(drawn) :]:
         axes.remove()
-    if scored:
-        _depth_bar(figure, list(grid[columns : columns + len(scored)]), scored[0])
+    if drawn:
+        _depth_bar(figure, list(grid[columns : columns + len(drawn)]), drawn[0])
     return figure
 
 
@@ -130,25 +141,39 @@ def _draw_scores(axes: Axes, run: Run) -> None:
         open_now = pd.Series({i: bool(entries[i].get(name, True)) for i in table.index})
         axes.plot(score.index, score, color=colour, lw=0.7, alpha=0.55)
         axes.plot(score.index, score.where(open_now), color=colour, lw=1.5)
-    threshold = _threshold(run)
-    if threshold is not None:
-        axes.axhline(threshold, color=INK, lw=1, ls=(0, (4, 3)))
-        axes.annotate(
-            "threshold", (1, threshold), xycoords=axes.get_yaxis_transform(), xytext=(0, 3),
-            textcoords="offset points", ha="right", fontsize=7.5, color=INK,
-        )  # fmt: skip
+    _mark_threshold(axes, run)
+    _mark_stages(axes, curve_table(run))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _draw_gates(axes: Axes, run: Run) -> None:
+    """A line per universal block, and a dashed one in the colour of its target per strong proxy."""
+    table = gate_table(run)
+    canvas.dress(axes, title=f"Gates, seed {canvas.plain(run.result['seed'])}", x="Epoch")
+    blocks = list(dict.fromkeys(path.partition("<-")[0] for path in table.columns))
+    colours = dict(zip(blocks, _depth_colours(len(blocks)), strict=True))
+    dot = "o" if len(table) == 1 else None
+    for path in (*(block for block in blocks if block in table.columns), *strongest(table)):
+        target, proxy, _ = path.partition("<-")
+        style = {"lw": 1.1, "ls": (0, (3, 2))} if proxy else {"lw": 1.4}
+        axes.plot(
+            table.index, table[path], color=colours[target], marker=dot, ms=3, gid=path, **style
+        )
+    axes.set_ylim(0, 1)
+    _mark_threshold(axes, run, "left")
     _mark_stages(axes, curve_table(run))
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _depth_bar(figure: Figure, panels: list[Axes], run: Run) -> None:
-    depth = score_table(run).shape[1]
+    depth = max(score_table(run).shape[1], len(run.result.get("blocks") or []), 1)
     mapping = ScalarMappable(cmap=ListedColormap(_depth_colours(depth)))
     mapping.set_array([])
     bar = figure.colorbar(mapping, ax=panels, fraction=0.03, pad=0.01, aspect=18)
     bar.outline.set_edgecolor(GRID)
     bar.set_ticks([0, 1])
-    bar.set_ticklabels(["first layer", "last layer"])
+    part = "block" if not gate_table(run).empty else "layer"
+    bar.set_ticklabels([f"first {part}", f"last {part}"])
     bar.ax.tick_params(labelsize=8, labelcolor=INK, length=0)
 
 
@@ -156,6 +181,18 @@ def _depth_colours(depth: int) -> list[str]:
     """Blue at the input to orange at the output; the ends of the map would vanish in the paper."""
     scale = sns.color_palette("plasma", as_cmap=True)
     return [to_hex(scale(0.08 + 0.74 * i / max(depth - 1, 1))) for i in range(depth)]
+
+
+def _mark_threshold(axes: Axes, run: Run, side: Literal["left", "right"] = "right") -> None:
+    """A dashed rule at the threshold, named on the side where fewer lines pass."""
+    threshold = _threshold(run)
+    if threshold is not None:
+        axes.axhline(threshold, color=INK, lw=1, ls=(0, (4, 3)))
+        axes.annotate(
+            "threshold", (side == "right", threshold), xycoords=axes.get_yaxis_transform(),
+            xytext=(3 * (side == "left"), 3), textcoords="offset points", ha=side, fontsize=7.5,
+            color=INK,
+        )  # fmt: skip
 
 
 def _mark_stages(axes: Axes, table: pd.DataFrame) -> None:
@@ -172,6 +209,13 @@ def _mark_stages(axes: Axes, table: pd.DataFrame) -> None:
 
 def _epochs(run: Run) -> list[Mapping[str, Any]]:
     return [entry for entry in run.log if entry.get("kind") == "epoch"]
+
+
+def _logged(run: Run, name: str) -> pd.DataFrame:
+    values = {i: e[name] for i, e in enumerate(_epochs(run), start=1) if e.get(name)}
+    frame = pd.DataFrame.from_dict(values, orient="index", dtype=float)
+    frame.index.name = "epoch"
+    return frame
 
 
 def _threshold(run: Run) -> float | None:

@@ -14,8 +14,9 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from analysis.table import CAPTION, SORTED_BY, cells
+from analysis.table import SORTED_BY, caption, cells
 
+_MANY = 10  # more columns than this need smaller type to fit on a desk
 _SMALL, _LARGE = 80, 125  # pixels per inch of a figure: smaller is unreadable, larger is loud
 
 
@@ -49,7 +50,7 @@ def page(
         title: what was adapted to what.
         facts: one line under it.
         sentences: the headline, one sentence each.
-        rule: how the headline was chosen.
+        rule: how the headline was chosen, if it had a choice.
         doubts: what forbids to trust the means, if anything.
         frame: what ``analysis.table.table`` returned.
         best: index labels of the lines that the headline names.
@@ -58,18 +59,20 @@ def page(
         origin: one line of text per run.
         versions: of the software that made them.
     """
+    star = "A star marks the setting named above. " if best else ""
     warned = "".join(f"<li>{escape(text)}</li>" for text in doubts)
     body = [
         f"<header><p class='brand'>tailor report</p><h1>{escape(title)}</h1>"
         f"<p class='quiet'>{escape(facts)}</p></header>",
         "<section class='headline'>"
         + "".join(f"<p>{escape(text)}</p>" for text in sentences)
-        + f"<p class='quiet'>{escape(rule)}</p></section>",
+        + (f"<p class='quiet'>{escape(rule)}</p>" if rule else "")
+        + "</section>",
         f"<section class='doubts'><h2>Read with care</h2><ul>{warned}</ul></section>"
         if warned
         else "",
-        f"<section><h2>Results</h2>{_results(frame, best)}<p class='quiet'>{escape(CAPTION)} "
-        "A star marks the setting named above; a click on a title sorts.</p></section>",
+        f"<section><h2>Results</h2>{_results(frame, best)}<p class='quiet'>"
+        f"{escape(caption(frame))} {star}A click on a title sorts.</p></section>",
         *(f"<section><h2>{escape(p.title)}</h2>{_picture(p)}</section>" for p in pictures),
         "<section class='screen'><h2>Training curves</h2>"
         + "".join(map(_folded, curves))
@@ -97,6 +100,7 @@ def _results(frame: pd.DataFrame, best: Collection[object]) -> str:
         f"<button type='button'>{escape(name)}</button></th>"
         for name in text.columns
     )
+    wide = " class='wide'" if len(text.columns) > _MANY else ""
     lines = []
     for line, (place, numbers) in zip(text.to_dict("records"), frame.iterrows(), strict=True):
         row = "".join(
@@ -105,7 +109,7 @@ def _results(frame: pd.DataFrame, best: Collection[object]) -> str:
         )
         lines.append(f"<tr{' class=best' if place in best else ''}>{row}</tr>")
     return (
-        "<div class='scroll tall'><table id='results'><thead><tr>"
+        f"<div class='scroll tall'><table id='results'{wide}><thead><tr>"
         f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -167,7 +171,7 @@ _CSS = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
-main{max-width:1240px;margin:0 auto;padding:28px 24px 64px}
+main{max-width:1280px;margin:0 auto;padding:28px 24px 64px}
 h1{font-size:2rem;line-height:1.2;margin:.1em 0;overflow-wrap:anywhere}
 h2{font-size:1.25rem;margin:2.2em 0 .6em;overflow-wrap:anywhere}
 p{margin:.5em 0}
@@ -187,6 +191,8 @@ th[scope=row],.text,.name{text-align:left!important}
 th[scope=row]{font-weight:550}
 tbody tr:hover>*{background:var(--card)}
 tr.best>*,tr.best:hover>*{background:var(--tint)}
+.wide{font-size:.83rem}
+.wide th,.wide td{padding:6px 7px}
 .star{color:var(--mark)}
 thead button{all:unset;cursor:pointer;white-space:normal}
 thead button:focus-visible{outline:2px solid var(--mark);outline-offset:2px}
@@ -211,7 +217,7 @@ th,td{padding:6px 8px}td.text{max-width:8em}
 #results thead th:first-child{z-index:3}}
 @media print{body{font-size:10pt}main{max-width:none;padding:0}.tall{max-height:none;border:0}
 .scroll{overflow:visible}figure,tr{break-inside:avoid}h2{break-after:avoid;margin-top:1.4em}
-figure img{min-width:0!important;max-width:100%!important}
+figure img{min-width:0!important;max-width:100%!important;max-height:235mm;width:auto}
 table{font-size:7.5pt}th,td{padding:2px 4px}.screen,details:not([open]){display:none}}
 """
 

@@ -1,7 +1,8 @@
-"""Accuracy against added parameters: which λ is worth its weights?
+"""Accuracy against cost: which λ is worth its weights, or its compute?
 
-One series per method and stage, a point per λ, bars for the spread over seeds. Points that no other
-one beats in both accuracy and parameters form the Pareto front. Fine-tuning and the probe are the
+The cost is what the task adds in parameters, or what its network needs in MACs. One series per
+method and stage, a point per λ, bars for the spread over seeds. Points that no other one beats in
+both accuracy and cost form the Pareto front. Fine-tuning and the probe are the
 two ends to compare with: everything may change, nothing may.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,22 +23,28 @@ from matplotlib.transforms import Bbox
 
 from analysis import canvas
 from analysis.canvas import INK, MUTED, PAPER
-from analysis.rows import missing
+from analysis.rows import several_priced
 from analysis.table import settled
+
+Cost = Literal["params", "macs"]
 
 _REFERENCES = ("finetune", "scratch", "probe")
 # Places for a label around its point in pixels; a 0 is centred, a negative one ends there.
 _BESIDE = ((8, -18), (-8, 6), (8, 6), (-8, -18), (0, 13), (0, -26), (14, -5), (-14, -5))
 _ACCURACIES = (*range(0, 91, 10), 95, 98, 99, 99.5, 100)
+_COSTS: dict[Cost, tuple[str, str]] = {  # column of the table, title of the axis
+    "params": ("task_percent", "Added parameters, % of the backbone (without head)"),
+    "macs": ("macs_ratio", "MACs of the network, % of the backbone"),
+}
 _MARKERS = {"adapt": "o", "pruned": "v", "retrained": "D"}
 
 
-def front(added: Sequence[float], accuracy: Sequence[float]) -> list[bool]:
-    """Which points no other point beats: less or equal parameters and more or equal accuracy.
+def front(cost: Sequence[float], accuracy: Sequence[float]) -> list[bool]:
+    """Which points no other point beats: less or equal cost and more or equal accuracy.
 
     Of two equal points both are on the front. A point with an unknown value is never on it.
     """
-    points = list(zip(added, accuracy, strict=True))
+    points = list(zip(cost, accuracy, strict=True))
 
     def beaten(x: float, y: float) -> bool:
         return any(a <= x and b >= y and (a, b) != (x, y) for a, b in points)
@@ -48,8 +55,9 @@ def front(added: Sequence[float], accuracy: Sequence[float]) -> list[bool]:
 def trade_off(frame: pd.DataFrame, within: float = 1.0) -> Any:
     """Index of the line with the best trade-off, chosen by validation; test decides nothing.
 
-    Of the methods, the one with the fewest added parameters whose accuracy is less than
-    ``within`` points below fine-tuning; where there is none, or no fine-tuning, the most accurate.
+    Of the methods, the one with the least cost whose accuracy is less than ``within`` points below
+    fine-tuning; where there is none, or no fine-tuning, the most accurate. The cost is
+    ``priced_in(frame)``. Of a student that was pruned, the stage before is no candidate.
 
     Args:
         frame: lines of ``analysis.table.table`` of one task and backbone.
@@ -59,51 +67,69 @@ def trade_off(frame: pd.DataFrame, within: float = 1.0) -> Any:
         A label of ``frame.index``; None where no method has a known accuracy.
     """
     split = "test" if frame["val"].isna().all() else "val"
-    methods = frame[~frame["method"].isin(_REFERENCES)].dropna(subset=[split, "task_percent"])
+    cost = _COSTS[priced_in(frame)][0]
+    methods = methods_of(settled(frame)).dropna(subset=[split, cost])
     if methods.empty:
         return None
     goal = frame.loc[frame["method"] == "finetune", split].max() - within
     close = methods[methods[split] >= goal]  # empty as well where the goal is NaN
     if close.empty:
-        return methods.sort_values([split, "task_percent"], ascending=[False, True]).index[0]
-    return close.sort_values(["task_percent", split], ascending=[True, False]).index[0]
+        return methods.sort_values([split, cost], ascending=[False, True]).index[0]
+    return close.sort_values([cost, split], ascending=[True, False]).index[0]
 
 
-def pareto_table(frame: pd.DataFrame) -> pd.DataFrame:
+def methods_of(frame: pd.DataFrame) -> pd.DataFrame:
+    """The lines of a table that are no references."""
+    return frame[~frame["method"].isin(_REFERENCES)]
+
+
+def priced_in(frame: pd.DataFrame) -> Cost:
+    """What settings are compared by: MACs if all of them remove blocks, else added parameters."""
+    return "macs" if set(methods_of(frame)["gated"]) == {"blocks"} else "params"
+
+
+def pareto_table(frame: pd.DataFrame, cost: Cost = "params") -> pd.DataFrame:
     """What the figure draws.
 
     Args:
         frame: what ``analysis.table.table`` returned, of one backbone. Of a student that was
             pruned, the stage before is left out.
+        cost: ``params``: all that the task stores without head; ``macs``: of its merged network.
 
     Returns:
-        ``task``, ``label``, ``method``, ``stage``, ``lam``, ``series`` (method, and price if there
-        are several), ``added`` (all that the task stores without head, in percent of the
-        backbone's parameters), ``accuracy``, ``spread`` (percent, on the test split, or on
-        validation for tasks where a test value is missing), ``split``, ``front``.
+        ``task``, ``label``, ``method``, ``stage``, ``lam``, ``rule``, ``series`` (method and its
+        settings, and price if there are several), ``cost`` (in percent of the backbone's),
+        ``accuracy``, ``spread`` (percent, on the test split, or on validation for tasks where a
+        test value is missing), ``split``, ``front``.
     """
     frame = settled(frame)
-    points = frame[["task", "label", "method", "stage", "lam"]].copy()
-    several = frame["price"].dropna().nunique() > 1
+    points = frame[["task", "label", "method", "stage", "lam", "rule"]].copy()
+    lines = frame.to_dict("records")
+    priced = several_priced(lines)
     points["series"] = [
-        f"{method} per {price}" if several and not missing(price) else method
-        for method, price in zip(frame["method"], frame["price"], strict=True)
+        " ".join(
+            [line["method"]]
+            + ([f"per {line['price']}"] if line["method"] in priced else [])
+            + ([line["variant"]] if line["variant"] else [])
+        )
+        for line in lines
     ]
-    points["added"] = frame["task_percent"]
-    for task, lines in frame.groupby("task", sort=False):
-        split = "val" if lines["test"].isna().any() and lines["val"].notna().any() else "test"
+    points["cost"] = frame[_COSTS[cost][0]] * (100 if cost == "macs" else 1)
+    for task, lines in points.groupby("task", sort=False):
+        known = frame.loc[lines.index]
+        split = "val" if known["test"].isna().any() and known["val"].notna().any() else "test"
         chosen = points["task"] == task
-        points.loc[chosen, "accuracy"] = lines[split]
-        points.loc[chosen, "spread"] = lines[f"{split}_spread"]
+        points.loc[chosen, "accuracy"] = known[split]
+        points.loc[chosen, "spread"] = known[f"{split}_spread"]
         points.loc[chosen, "split"] = split
-        on_front = front(list(lines["task_percent"]), list(lines[split]))
+        on_front = front(list(lines["cost"]), list(known[split]))
         points.loc[chosen, "front"] = pd.Series(on_front, index=lines.index, dtype=object)
     return points
 
 
-def pareto_plot(frame: pd.DataFrame) -> Figure | None:
-    """Draw ``pareto_table(frame)``, one panel per task; None where no accuracy is known."""
-    points = pareto_table(frame).dropna(subset=["added", "accuracy"])
+def pareto_plot(frame: pd.DataFrame, cost: Cost = "params") -> Figure | None:
+    """Draw ``pareto_table(frame, cost)``, one panel per task; None where nothing is known."""
+    points = pareto_table(frame, cost).dropna(subset=["cost", "accuracy"])
     if points.empty:
         return None
     tasks = list(dict.fromkeys(points["task"]))
@@ -113,10 +139,12 @@ def pareto_plot(frame: pd.DataFrame) -> Figure | None:
     figure = canvas.figure(width, 0.5 + (3.9 if columns == 1 else 3.4) * lines)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     colours = canvas.palette(points["series"])
-    positive = points["added"][points["added"] > 0]
     for axes, task in zip(panels, tasks, strict=False):
-        _draw_task(axes, points[points["task"] == task], colours)
-        _scale(axes, positive)
+        _draw_task(axes, points[points["task"] == task], colours, _COSTS[cost][1])
+        if cost == "macs":
+            axes.set_xlim(0, 1.08 * max(100.0, float(points["cost"].max())))
+        else:
+            _scale(axes, points["cost"][points["cost"] > 0])
         axes.set_title(canvas.plain(task), loc="left", fontsize=10, color=INK, fontweight="bold")
     for axes in panels[len(tasks) :]:
         axes.remove()
@@ -127,20 +155,19 @@ def pareto_plot(frame: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def _draw_task(axes: Axes, points: pd.DataFrame, colours: dict[str, str]) -> None:
+def _draw_task(axes: Axes, points: pd.DataFrame, colours: dict[str, str], x: str) -> None:
     split = {"test": "Test", "val": "Validation"}[points["split"].iloc[0]]
-    x = "Added parameters, % of the backbone (without head)"
     canvas.dress(axes, x=x, y=f"{split} accuracy, %", grid="both")
     for line in points.to_dict("records"):
         if line["method"] in ("finetune", "probe"):
             axes.axhline(line["accuracy"], color=colours[line["method"]], lw=1, ls=(0, (4, 3)))
-    best = points[points["front"].astype(bool)].sort_values(["added", "accuracy"])
-    axes.step(best["added"], best["accuracy"], where="post", color=MUTED, lw=5, alpha=0.25)
+    best = points[points["front"].astype(bool)].sort_values(["cost", "accuracy"])
+    axes.step(best["cost"], best["accuracy"], where="post", color=MUTED, lw=5, alpha=0.25)
     for (method, stage), series in points.groupby(["series", "stage"], sort=False):
-        series = series.sort_values("added")
+        series = series.sort_values("cost")
         spread = series["spread"].fillna(0.0)
         axes.errorbar(
-            series["added"], series["accuracy"], yerr=spread, markersize=6, capsize=2.5,
+            series["cost"], series["accuracy"], yerr=spread, markersize=6, capsize=2.5,
             elinewidth=1.1, markeredgecolor=PAPER, markeredgewidth=0.8, zorder=3,
             **_line(method, stage, colours),
         )  # fmt: skip
@@ -216,15 +243,15 @@ def _name_points(axes: Axes, points: pd.DataFrame) -> None:
     """Write each λ once, beside its last stage, where it covers no point, line or other label."""
     taken = []
     for _, series in points.groupby(["series", "stage"], sort=False):
-        dots = _pixels(axes, series.sort_values("added"))
+        dots = _pixels(axes, series.sort_values("cost"))
         taken += [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in dots]
         for (x0, y0), (x1, y1) in itertools.pairwise(dots):
             steps = [i / 30 for i in range(31)]
             path = [(x0 + t * (x1 - x0), y0 + t * (y1 - y0)) for t in steps]
             taken += [Bbox.from_bounds(x - 1, y - 1, 2, 2) for x, y in path]
-    named = points.dropna(subset=["lam"]).drop_duplicates(["series", "lam"], keep="last")
+    named = points.dropna(subset=["lam"]).drop_duplicates(["series", "lam", "rule"], keep="last")
     for (x, y), line in zip(_pixels(axes, named), named.to_dict("records"), strict=True):
-        text = f"λ {line['lam']:g}"
+        text = canvas.plain(" ".join([f"λ {line['lam']:g}", *line["rule"].split()]), 30)
         wide, high = 6.2 * len(text), 11.0  # pixels at 100 dpi, which a figure has until saved
         for dx, dy in _BESIDE:
             dx = dx if dx > 0 else dx - wide * (1 if dx < 0 else 0.5)
@@ -232,12 +259,12 @@ def _name_points(axes: Axes, points: pd.DataFrame) -> None:
             if axes.bbox.containsx(box.x1) and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 axes.annotate(
-                    text, (line["added"], line["accuracy"]), xytext=(0.72 * dx, 0.72 * dy),
+                    text, (line["cost"], line["accuracy"]), xytext=(0.72 * dx, 0.72 * dy),
                     textcoords="offset points", fontsize=8, color=INK,
                 ).set_in_layout(False)  # fmt: skip
                 break
 
 
 def _pixels(axes: Axes, points: pd.DataFrame) -> list[tuple[float, float]]:
-    places = axes.transData.transform(points[["added", "accuracy"]].to_numpy(dtype=float))
+    places = axes.transData.transform(points[["cost", "accuracy"]].to_numpy(dtype=float))
     return [(float(x), float(y)) for x, y in places]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,13 @@ from typing import Any
 from tailor.errors import BadInput
 from tailor.run import SCHEMA
 
-GROUP = (
-    "task",
-    "backbone",
-    "method",
-    "stage",
-    "price",
-    "lam",
-)  # runs equal in these differ by seed
+# Runs equal in these differ by seed.
+GROUP = ("task", "backbone", "method", "stage", "price", "lam", "variant", "rule")
+EXPERIMENT = tuple(name for name in GROUP if name not in ("stage", "rule"))  # its stages together
 
 _NEEDED = ("task", "method", "backbone", "seed", "stage", "layers", "layers_adapted", "params")
-_PARAMS = ("universal", "task", "deltas", "norms", "scores", "head", "multiple")
+_PARAMS = ("universal", "task", "deltas", "norms", "scores", "head", "multiple", "network")
+_PATHS = ("universal", "proxy")  # kinds of gates that lead into a block
 _METHODS = ("finetune", "scratch", "probe")  # the references come first, methods by name after them
 _STAGES = ("teacher", "adapt", "pruned", "retrained")
 
@@ -60,9 +57,26 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 def rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
     """One dictionary per run: the fields that ``tailor report --json`` prints.
 
-    Accuracies are fractions in [0, 1]; what a run did not measure is None.
+    Accuracies are fractions in [0, 1]; what a run did not measure is None. ``gated`` says what the
+    method switches on and off: ``layers``, ``blocks`` or None. ``variant`` and ``rule`` name the
+    method's settings and the pruning options in which runs of one task, backbone and method differ.
     """
-    return [_row(run) for run in runs]
+    runs = list(runs)
+    told = [(_peers(run), _settings(run), _pruning(run)) for run in runs]
+    found = []
+    for run, (peers, settings, pruning) in zip(runs, told, strict=True):
+        same = [other for other in told if other[0] == peers]
+        names = {
+            "variant": _differing(settings, [other[1] for other in same]),
+            "rule": _differing(pruning, [other[2] for other in same]),
+        }
+        found.append(_row(run) | names)
+    return found
+
+
+def gates_blocks(run: Run) -> bool:
+    """Whether the run's method gates the paths into universal blocks."""
+    return any(gate["kind"] in _PATHS for gate in run.result.get("gates") or [])
 
 
 def group(record: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -70,20 +84,28 @@ def group(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(record[name] for name in GROUP)
 
 
+def grouped(runs: Iterable[Run]) -> list[tuple[dict[str, Any], list[Run]]]:
+    """Runs that differ by seed only, together under the row of the first; in order."""
+    runs = list(runs)
+    found: dict[tuple[Any, ...], tuple[dict[str, Any], list[Run]]] = {}
+    for row, run in sorted(zip(rows(runs), runs, strict=True), key=lambda pair: order(pair[0])):
+        found.setdefault(group(row), (row, []))[1].append(run)
+    return list(found.values())
+
+
 def experiments(runs: Iterable[Run]) -> list[tuple[str, list[Run]]]:
-    """Runs that differ by seed only, together under one name; references first, λ upward."""
-    found: dict[tuple[Any, ...], list[Run]] = {}
-    for run in sorted(runs, key=lambda run: order(_row(run))):
-        found.setdefault(group(_row(run)), []).append(run)
-    names = labels([_row(members[0]) for members in found.values()], task=True)
-    return list(zip(names, found.values(), strict=True))
+    """``grouped``, with a name for each group; references first, λ upward."""
+    found = grouped(runs)
+    names = labels([row for row, _ in found], task=True)
+    return [(name, members) for name, (_, members) in zip(names, found, strict=True)]
 
 
 def label(record: Mapping[str, Any], *, price: bool = False) -> str:
     """A short name for a row or a line of the table, such as ``taps λ=0.1 retrained``.
 
     Args:
-        record: anything with ``method``, ``stage``, ``lam`` and ``price``.
+        record: anything with ``method``, ``stage``, ``lam`` and ``price``; ``variant`` and ``rule``
+            are told where it has them.
         price: also say how layers were priced; wanted where several prices are compared.
     """
     words = [str(record["method"])]
@@ -91,6 +113,7 @@ def label(record: Mapping[str, Any], *, price: bool = False) -> str:
         words.append(f"λ={record['lam']:g}")
     if price and not missing(record["price"]):
         words.append(f"per {record['price']}")
+    words += [record[name] for name in ("variant", "rule") if record.get(name)]
     if record["stage"] not in ("teacher", "adapt"):
         words.append(str(record["stage"]))
     return " ".join(words)
@@ -103,16 +126,29 @@ def labels(records: Sequence[Mapping[str, Any]], *, task: bool = False) -> list[
         records: rows, or lines of the table as dictionaries.
         task: put the task in front, if there is more than one.
     """
-    several_prices = len({r["price"] for r in records if not missing(r["price"])}) > 1
     several_tasks = task and len({r["task"] for r in records}) > 1
+    several_prices = several_priced(records)
     return [
-        (f"{r['task']} · " if several_tasks else "") + label(r, price=several_prices)
+        (f"{r['task']} · " if several_tasks else "") + label(r, price=r["method"] in several_prices)
         for r in records
     ]
 
 
+def several_priced(records: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The methods that were run with more than one price."""
+    prices: dict[str, set[str]] = {}
+    for record in records:
+        if not missing(record["price"]):
+            prices.setdefault(record["method"], set()).add(record["price"])
+    return {method for method, found in prices.items() if len(found) > 1}
+
+
 def order(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """Sort key: task, backbone, references before methods, λ upward, stages as they follow."""
+
+    def numbered(name: str) -> str:  # count=9 comes before count=11
+        return re.sub(r"\d+", lambda digits: digits[0].zfill(9), record.get(name) or "")
+
     method, stage = str(record["method"]), str(record["stage"])
     return (
         str(record["task"]),
@@ -120,7 +156,9 @@ def order(record: Mapping[str, Any]) -> tuple[Any, ...]:
         _METHODS.index(method) if method in _METHODS else len(_METHODS),
         method,
         "" if missing(record["price"]) else str(record["price"]),
+        numbered("variant"),
         -math.inf if missing(record["lam"]) else float(record["lam"]),
+        numbered("rule"),
         _STAGES.index(stage) if stage in _STAGES else len(_STAGES),
         str(record.get("seed", "")).rjust(12, "0"),
     )
@@ -206,15 +244,18 @@ def _no_number(_: str) -> None:
 
 def _row(run: Run) -> dict[str, Any]:
     result = run.result
-    params = result["params"]
+    params, blocks = result["params"], result.get("blocks")
     return {
         "run": str(run.path),
         **{name: result[name] for name in ("task", "method", "backbone", "seed", "stage")},
         "metric": result.get("metric", "top1"),
         "val": result.get("val"),
         "test": result.get("test"),
+        "gated": _gated(run),
         "layers": result["layers"],
         "layers_adapted": result["layers_adapted"],
+        "blocks": len(blocks) if blocks else None,
+        "blocks_kept": sum(block["kept"] for block in blocks) if blocks else None,
         "params": {name: params.get(name) for name in _PARAMS},
         "macs": {name: (result.get("macs") or {}).get(name) for name in ("backbone", "student")},
         "bytes": result.get("bytes"),
@@ -222,3 +263,49 @@ def _row(run: Run) -> dict[str, Any]:
         "lam": result.get("lam"),
         "price": result.get("price"),
     }
+
+
+def _gated(run: Run) -> str | None:
+    if gates_blocks(run):
+        return "blocks"
+    states = run.result.get("layer_states") or []
+    scored = any(state.get("score") is not None for state in states)
+    return "layers" if scored or run.result.get("lam") is not None else None
+
+
+def _peers(run: Run) -> tuple[Any, ...]:
+    return tuple(run.result[name] for name in ("task", "backbone", "method"))
+
+
+def _settings(run: Run) -> Mapping[str, Any]:
+    """The method's own settings; λ and price have columns of their own."""
+    found = (run.result.get("config") or {}).get("settings") or {}
+    return {name: value for name, value in found.items() if name not in ("lam", "price")}
+
+
+def _pruning(run: Run) -> Mapping[str, Any]:
+    """The options that pruned and retrained the student; a retrained run names its pruned one."""
+    setup, options = run.setup, {}
+    if setup.get("verb") == "retrain":
+        options = _options(setup)
+        file = Path(str((setup.get("config") or {}).get("run", ""))) / "run.json"
+        try:
+            setup = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # moved or removed since: then its options are unknown
+            return options
+    return options | (_options(setup) if setup.get("verb") == "prune" else {})
+
+
+def _options(setup: Mapping[str, Any]) -> dict[str, Any]:
+    """What a command said, places aside."""
+    said = (setup.get("config") or {}).items()
+    return {n: v for n, v in said if n not in ("run", "teacher", "kept", "train")}
+
+
+def _differing(own: Mapping[str, Any], all_: Sequence[Mapping[str, Any]]) -> str:
+    """What sets a run apart from its peers, such as ``distill=0``; unknown is no difference."""
+    return " ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in own.items()
+        if value is not None and any(other.get(name, value) != value for other in all_)
+    )

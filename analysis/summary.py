@@ -13,17 +13,13 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.pareto import trade_off
-from analysis.rows import Run, experiments
-from analysis.table import count, number, plus_minus
+from analysis.pareto import methods_of, priced_in, trade_off
+from analysis.rows import EXPERIMENT, Run, experiments
+from analysis.table import chosen, number, plus_minus, settled
 from tailor.run import PLACE
 
 WITHIN = 1.0  # percentage points below fine-tuning that the headline's setting may lose
-RULE = (
-    f"Named is the setting with the fewest added parameters within {WITHIN:g} point of "
-    "fine-tuning, or the most accurate one where none is; the choice is made on validation data, "
-    "the accuracy is of the test split."
-)
+_LEAST = {"params": "the fewest added parameters", "macs": "the fewest MACs"}
 
 
 def title(frame: pd.DataFrame) -> str:
@@ -55,18 +51,16 @@ def headline(frame: pd.DataFrame) -> list[str]:
     said = []
     groups = frame.groupby(["task", "backbone"], sort=False)
     for (task, backbone), lines in groups:
-        where = f"{task} on {backbone}" if len(groups) > 1 else "Best trade-off"
-        chosen = trade_off(lines, WITHIN)
-        tuned = lines[lines["method"] == "finetune"]
-        if chosen is None:
+        where = f"{task} on {backbone}: " if len(groups) > 1 else ""
+        found = trade_off(lines, WITHIN)
+        if found is None:
             said.append(f"{task} on {backbone}: {_references(lines)}.")
             continue
-        best = lines.loc[chosen]
-        sentence = (
-            f"{where}: {best['label']} reaches {_accuracy(best)}, adapts "
-            f"{count(best['layers_adapted'])} of {count(best['layers'])} layers "
-            f"and adds {_percent(best['task_percent'])} of the backbone's parameters"
-        )
+        best = lines.loc[found]
+        if not where and _has_choice(lines):
+            where = "Best trade-off: "
+        tuned = lines[lines["method"] == "finetune"]
+        sentence = f"{where}{best['label']} reaches {_accuracy(best)}, {_costs(best)}"
         if len(tuned):
             tuned_line = tuned.iloc[0]
             sentence += (
@@ -75,6 +69,26 @@ def headline(frame: pd.DataFrame) -> list[str]:
             )
         said.append(sentence + ".")
     return said
+
+
+def named(frame: pd.DataFrame) -> list[Any]:
+    """Index labels of the lines that the headline prefers to others; none without a choice."""
+    groups = [lines for _, lines in frame.groupby(["task", "backbone"], sort=False)]
+    found = [trade_off(lines, WITHIN) for lines in groups if _has_choice(lines)]
+    return [place for place in found if place is not None]
+
+
+def rule(frame: pd.DataFrame) -> str:
+    """How the headline chose; empty where it had no choice."""
+    groups = [lines for _, lines in frame.groupby(["task", "backbone"], sort=False)]
+    costs = dict.fromkeys(_LEAST[priced_in(lines)] for lines in groups if _has_choice(lines))
+    if not costs:
+        return ""
+    return (
+        f"Named is the setting with {' or '.join(costs)} within {WITHIN:g} point of "
+        "fine-tuning, or the most accurate one where none is; the choice is made on validation "
+        "data, the accuracy is of the test split."
+    )
 
 
 def doubts(runs: Sequence[Run]) -> list[str]:
@@ -114,6 +128,22 @@ def versions(runs: Sequence[Run]) -> str:
     made = [run.setup.get("made_by") or {} for run in runs]
     said = dict.fromkeys(", ".join(f"{k} {v}" for k, v in by.items()) for by in made if by)
     return "Made with " + "; ".join(said) + "." if said else "The runs do not say what made them."
+
+
+def _has_choice(lines: pd.DataFrame) -> bool:
+    """Whether more than one setting was tried; the stages of one setting are no choice."""
+    return len(methods_of(settled(lines))[[*EXPERIMENT, "rule"]].drop_duplicates()) > 1
+
+
+def _costs(line: Any) -> str:
+    """What a setting keeps or adapts, and what it adds to the backbone."""
+    adds = f"adds {_percent(line['task_percent'])} of the backbone's parameters"
+    if line["gated"] != "blocks":
+        return f"adapts {chosen(line)} and {adds}"
+    network = f"; as one network it has {_percent(100 * line['macs_ratio'])} of the backbone's MACs"
+    if not math.isnan(line["network_percent"]):
+        network += f" and {_percent(line['network_percent'])} of its parameters"
+    return f"keeps {chosen(line)} and {adds}{network}"
 
 
 def _accuracy(line: Any) -> str:

@@ -4,22 +4,30 @@
 ``markdown`` writes a pipe table. Spread is always the sample standard deviation (n - 1).
 Two kinds of added parameters stand in columns of their own and are never summed with the head:
 deltas alone, and all that a task stores beside the trunk (as a multiple of it).
+
+Where methods choose blocks instead of layers, the table tells blocks, and the size of the one
+network that remains of backbone and task.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from analysis.rows import GROUP, group, labels, order
+from analysis.rows import EXPERIMENT, GROUP, group, labels, order
 
 CAPTION = (
     "Accuracy is the mean over seeds ± the sample standard deviation. “Deltas” are the weights "
     "that a task adds to the backbone's layers; “×” is (backbone + all that the task stores: "
     "deltas, norms, scores) / backbone. Both leave the head out. One MAC is one multiply-add."
+)
+NETWORK_CAPTION = (
+    "A task that chooses blocks stores proxies instead. “Network” is the merged network of one "
+    "task without its head: the universal blocks that it kept, and its proxies; percentages are of "
+    "the backbone."
 )
 
 
@@ -28,25 +36,30 @@ SORTED_BY = {  # title of a column of `cells` -> the column of `table` that sort
     "Test, %": "test",
     "Validation, %": "val",
     "Layers adapted": "layers_adapted",
+    "Adapted or kept": "chosen",
     "Deltas, % of backbone": "deltas_percent",
     "Parameters, ×": "multiple",
+    "Network": "network",
     "MACs": "macs",
     "Size": "bytes",
 }
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Aggregate rows over seeds: one line per task, backbone, method, stage, price and λ.
+    """Aggregate rows over seeds: one line per task, backbone, method with settings, and stage.
 
     Args:
         records: what ``analysis.rows.rows`` returned.
 
     Returns:
         Columns of ``GROUP``, then ``seeds`` (number of runs); ``test``, ``test_spread``, ``val``,
-        ``val_spread`` in percent; ``layers``, ``layers_adapted``; in percent of the backbone's
+        ``val_spread`` in percent; ``gated`` (what the method chose: ``layers``, ``blocks`` or
+        None); ``layers``, ``layers_adapted``, ``blocks``, ``blocks_kept``, ``chosen`` (the share of
+        blocks kept if it chose blocks, else of layers adapted); in percent of the backbone's
         parameters, all without head: ``deltas_percent``, ``norms_percent``, ``scores_percent``,
         ``other_percent`` (adapters) and ``task_percent`` (their sum); ``head_percent``;
-        ``multiple``; ``macs``, ``macs_ratio`` to the backbone; ``bytes``; ``seconds``; ``label``.
+        ``multiple``; ``network`` (numbers in the merged network) and ``network_percent``;
+        ``macs``, ``macs_ratio`` to the backbone; ``bytes``; ``seconds``; ``label``.
         All are means over seeds; unknown values, and the spread of a single seed, are NaN.
     """
     found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
@@ -65,7 +78,7 @@ def settled(frame: pd.DataFrame) -> pd.DataFrame:
 
     Until it is pruned, a student stores what it does not use: its size says nothing yet.
     """
-    same = [name for name in GROUP if name != "stage"]
+    same = list(EXPERIMENT)
     experiment = [tuple(map(str, line)) for line in frame[same].itertuples(index=False)]
     later = {e for e, s in zip(experiment, frame["stage"], strict=True) if s != "adapt"}
     kept = [s != "adapt" or e not in later for e, s in zip(experiment, frame["stage"], strict=True)]
@@ -79,21 +92,27 @@ def cells(frame: pd.DataFrame) -> pd.DataFrame:
     """
     told = [n for n in ("task", "backbone") if frame[n].nunique() > 1]
     lines = [
-        {
-            **{name.title(): line[name] for name in told},
-            "Method": line["label"],
-            "Seeds": str(line["seeds"]),
-            "Test, %": plus_minus(line["test"], line["test_spread"]),
-            "Validation, %": plus_minus(line["val"], line["val_spread"]),
-            "Layers adapted": f"{count(line['layers_adapted'])} of {count(line['layers'])}",
-            "Deltas, % of backbone": number(line["deltas_percent"], ".3g"),
-            "Parameters, ×": number(line["multiple"], ".3f"),
-            "MACs": quantity(line["macs"]),
-            "Size": quantity(line["bytes"], "B"),
-        }
-        for line in frame.to_dict("records")
+        {name.title(): line[name] for name in told} | cell
+        for line, cell in zip(frame.to_dict("records"), _cells(frame), strict=True)
     ]
     return pd.DataFrame(lines)
+
+
+def chooses_blocks(frame: pd.DataFrame) -> bool:
+    """Whether any line is of a method that keeps or removes blocks."""
+    return bool((frame["gated"] == "blocks").any())
+
+
+def caption(frame: pd.DataFrame) -> str:
+    """What the columns of ``cells(frame)`` mean."""
+    return CAPTION + (f" {NETWORK_CAPTION}" if chooses_blocks(frame) else "")
+
+
+def chosen(line: Mapping[str, Any]) -> str:
+    """``12 of 20 layers`` that were adapted, or ``9 of 16 blocks`` that were kept."""
+    if line["gated"] == "blocks":
+        return f"{count(line['blocks_kept'])} of {count(line['blocks'])} blocks"
+    return f"{count(line['layers_adapted'])} of {count(line['layers'])} layers"
 
 
 def markdown(text: pd.DataFrame) -> str:
@@ -134,6 +153,33 @@ def quantity(value: float, unit: str = "") -> str:
     return f"{value:.0f} {unit}".strip()
 
 
+def _cells(frame: pd.DataFrame) -> Iterator[dict[str, str]]:
+    blocks = chooses_blocks(frame)
+    for line in frame.to_dict("records"):
+        cell = {
+            "Method": line["label"],
+            "Seeds": str(line["seeds"]),
+            "Test, %": plus_minus(line["test"], line["test_spread"]),
+            "Validation, %": plus_minus(line["val"], line["val_spread"]),
+        }
+        if blocks:
+            cell["Adapted or kept"] = chosen(line)
+        else:
+            cell["Layers adapted"] = chosen(line).removesuffix(" layers")
+        cell["Deltas, % of backbone"] = number(line["deltas_percent"], ".3g")
+        cell["Parameters, ×"] = number(line["multiple"], ".3f")
+        if blocks:
+            cell["Network"] = _with_share(line["network"], line["network_percent"])
+            cell["MACs"] = _with_share(line["macs"], 100 * line["macs_ratio"])
+        else:
+            cell["MACs"] = quantity(line["macs"])
+        yield cell | {"Size": quantity(line["bytes"], "B")}
+
+
+def _with_share(value: float, percent: float) -> str:
+    return quantity(value) + ("" if math.isnan(percent) else f", {percent:.0f} %")
+
+
 def _aggregate(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def percent(part: str) -> float:
         return 100 * _mean([_ratio(m["params"][part], m["params"]["universal"]) for m in members])
@@ -141,16 +187,23 @@ def _aggregate(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def mean(name: str) -> float:
         return _mean([_number(m[name]) for m in members])
 
+    whole, part = ("layers", "layers_adapted")
+    if members[0]["gated"] == "blocks":
+        whole, part = ("blocks", "blocks_kept")
     test, val = ([_number(m[split]) for m in members] for split in ("test", "val"))
     return {
         "seeds": len(members),
         "metric": members[0]["metric"],
+        "gated": members[0]["gated"],
         "test": 100 * _mean(test),
         "test_spread": 100 * _spread(test),
         "val": 100 * _mean(val),
         "val_spread": 100 * _spread(val),
         "layers": mean("layers"),
         "layers_adapted": mean("layers_adapted"),
+        "blocks": mean("blocks"),
+        "blocks_kept": mean("blocks_kept"),
+        "chosen": _mean([_ratio(m[part], m[whole]) for m in members]),
         "deltas_percent": percent("deltas"),
         "norms_percent": percent("norms"),
         "scores_percent": percent("scores"),
@@ -158,6 +211,8 @@ def _aggregate(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "task_percent": percent("task"),
         "head_percent": percent("head"),
         "multiple": _mean([_number(m["params"]["multiple"]) for m in members]),
+        "network": _mean([_number(m["params"]["network"]) for m in members]),
+        "network_percent": percent("network"),
         "macs": _mean([_number(m["macs"]["student"]) for m in members]),
         "macs_ratio": _mean([_ratio(m["macs"]["student"], m["macs"]["backbone"]) for m in members]),
         "bytes": mean("bytes"),

@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ from analysis.pareto import pareto_plot
 from analysis.report import write_report
 from analysis.rows import read_runs, rows
 from analysis.table import CAPTION, cells, table
-from students import taps
+from students import nettailor, taps
 from tailor import workflow
 from tailor.cli import answered
 from tailor.options import Adapt, Data, Mode, Net, Prune, Retrain, Teach
@@ -51,6 +51,9 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2)
     reference: Settings  # of fine-tuning, probe and scratch
     taps: taps.Config = field(default_factory=taps.Config)
+    tailored: Mapping[str, nettailor.Config] = field(default_factory=dict)  # job name -> settings
+    tailoring: Settings = field(default_factory=Settings)  # of a NetTailor student, then retrained
+    within: float = 1.0  # points below the teacher that a pruned NetTailor may lose on validation
 
     @property
     def adapt(self) -> Settings:
@@ -77,22 +80,27 @@ class Job:
     method: str
     lam: float | None
     epochs: int
+    tailored: nettailor.Config | None = None
 
 
 def jobs(study: Study) -> list[Job]:
-    """Every combination, cheap references first so that a table is soon worth reading."""
-    found = []
+    """Every combination; references first, because a NetTailor student learns from one."""
+    references, students = [], []
     for data in study.targets:
+        task = short(data)
         for seed in study.seeds:
-            task = short(data)
             for method in study.references:
                 name = f"{task}/{method}-s{seed}"
-                found.append(Job(name, data, seed, method, None, study.reference.epochs))
+                references.append(Job(name, data, seed, method, None, study.reference.epochs))
             for lam in study.lams:
                 name = f"{task}/taps-{lam:g}-s{seed}"
                 epochs = study.adapt.epochs + study.retrain.epochs
-                found.append(Job(name, data, seed, "taps", lam, epochs))
-    return found
+                students.append(Job(name, data, seed, "taps", lam, epochs))
+            for word, config in study.tailored.items():
+                epochs = 2 * study.tailoring.epochs
+                name = f"{task}/{word}-s{seed}"
+                students.append(Job(name, data, seed, "nettailor", config.lam, epochs, config))
+    return references + students
 
 
 def short(data: Data) -> str:
@@ -141,16 +149,20 @@ def run(study: Study, *, command: str, workers: int | None = None) -> list[Path]
             news = manager.Queue()
             others = set(multiprocessing.active_children())
             with ProcessPoolExecutor(count, context, _end_with_parent) as pool:
-                pending = {
-                    pool.submit(_run_job, study, job, str(source), news, command): job
-                    for job in todo
-                }
+                done = 0
                 try:
-                    ended = enumerate(_listen(pending, news, bar, total), start=1)
-                    for done, finished in ended:
-                        job, result = pending[finished], finished.result()
-                        line = f"{done}/{len(todo)}  {job.name}: test {100 * result['test']:.1f} %"
-                        bar.console.print(line, highlight=False)
+                    for students in (False, True):  # teachers must be finished before students
+                        pending = {
+                            pool.submit(_run_job, study, job, str(source), news, command): job
+                            for job in todo
+                            if (job.method in ("taps", "nettailor")) is students
+                        }
+                        for finished in _listen(pending, news, bar, total):
+                            job, result, done = pending[finished], finished.result(), done + 1
+                            line = f"{done}/{len(todo)}  {job.name}: test"
+                            bar.console.print(
+                                f"{line} {100 * result['test']:.1f} %", highlight=False
+                            )
                 except BaseException:
                     # Leaving the block would otherwise wait until every queued job was run.
                     pool.shutdown(wait=False, cancel_futures=True)
@@ -161,7 +173,9 @@ def run(study: Study, *, command: str, workers: int | None = None) -> list[Path]
 
 
 def _kept(job: Job) -> list[str]:
-    """What the report shows of a job: for a student, its pruned and retrained form."""
+    """What the report shows of a job: of TAPS the retrained student, of NetTailor every stage."""
+    if job.method == "nettailor":
+        return [job.name, f"{job.name}-pruned", f"{job.name}-pruned-retrained"]
     return [f"{job.name}-pruned-retrained"] if job.method == "taps" else [job.name]
 
 
@@ -221,7 +235,32 @@ def _run_job(study: Study, job: Job, source: str, news: Any, command: str) -> di
     told = _Epochs(news)
     out = study.out / job.name
     net = Net(backbone=study.source.net.backbone, weights=source)
-    if job.method == "taps":
+    if job.tailored is not None:
+        task = short(job.data)
+        teacher = study.out / f"{task}/finetune-s{job.seed}"
+        train = dataclasses.replace(study.tailoring, seed=job.seed)
+        workflow.adapt(
+            Adapt(
+                out=out,
+                method="nettailor",
+                teacher=teacher if job.tailored.distill else None,
+                data=job.data,
+                net=net,
+                settings=job.tailored,
+                train=dataclasses.replace(train, select="last"),
+            ),
+            tell=told.listen,
+            command=command,
+        )
+        pruned = out.with_name(out.name + "-pruned")
+        within = Prune(run=out, out=pruned, within=study.within, trial_epochs=1, teacher=teacher)
+        workflow.prune(within, command=command)
+        result = workflow.retrain(
+            Retrain(run=pruned, train=dataclasses.replace(train, schedule="cosine")),
+            tell=told.listen,
+            command=command,
+        )
+    elif job.method == "taps":
         config = dataclasses.replace(study.taps, lam=job.lam or 0.0)
         train = dataclasses.replace(study.adapt, seed=job.seed)
         adapted = Adapt(

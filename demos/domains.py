@@ -4,8 +4,9 @@ domains.
 python -m demos.domains --root DATA --out runs/domains
 
 ``--root`` is a folder with one folder per domain in the npz format that the README describes. Per
-target and seed: fine-tuning, linear probe, and TAPS at four λ, each pruned and retrained.
-RESULTS.md holds a run.
+target and seed: fine-tuning, linear probe, and TAPS at four λ, each pruned and retrained; with
+``--nettailor λ ...`` also NetTailor, which learns from the fine-tuned network. RESULTS.md holds
+runs.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import tyro
 
 from demos import _study
-from students import taps
+from students import nettailor, taps
 from tailor.losses import Pricing
 from tailor.options import Data, Net, Teach
 from tailor.settings import Settings
@@ -43,6 +45,14 @@ class Options:
     """Repetitions of every run."""
     lams: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
     """Prices of TAPS, in loss per backbone adapted."""
+    nettailor: tuple[float, ...] = ()
+    """Prices of NetTailor, in loss per backbone; each pruned within a point of its teacher."""
+    variants: tuple[Literal["alone", "local"], ...] = ()
+    """NetTailor also without a teacher, or with the published program's local distillation."""
+    within: float = 1.0
+    """Points below the teacher that a pruned NetTailor may lose on validation images."""
+    limit: int | None = None
+    """Use at most so many training images of a target."""
     references: tuple[str, ...] = ("finetune", "probe")
     """What to compare with: finetune, probe, scratch."""
     price: Pricing = "params"
@@ -84,6 +94,16 @@ def study(options: Options) -> _study.Study:
         device="cpu",
     )
     reference = Settings(epochs=options.epochs, batch=options.batch, lr=0.02, device="cpu")
+    tailored = {}
+    for lam in options.nettailor:
+        config = nettailor.Config(lam=lam)
+        tailored[f"nettailor-{lam:g}"] = config
+        changes: dict[str, dict[str, Any]] = {
+            "alone": {"distill": 0.0},
+            "local": {"distillation": "local"},
+        }
+        for word in options.variants:
+            tailored[f"nettailor-{lam:g}-{word}"] = dataclasses.replace(config, **changes[word])
     return _study.Study(
         out=options.out,
         source=Teach(
@@ -93,12 +113,17 @@ def study(options: Options) -> _study.Study:
             net=Net(backbone=options.backbone),
             train=source,
         ),
-        targets=tuple(data(name) for name in options.targets),
+        targets=tuple(
+            dataclasses.replace(data(name), limit=options.limit) for name in options.targets
+        ),
         lams=options.lams,
         references=options.references,
         seeds=tuple(range(options.seeds)),
         reference=reference,
         taps=taps.Config(price=options.price),
+        tailored=tailored,
+        tailoring=dataclasses.replace(reference, lr=0.05, schedule="constant"),
+        within=options.within,
     )
 
 

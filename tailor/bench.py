@@ -22,6 +22,7 @@ Reading images is no part of a step; ``data`` measures it alone.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -31,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +59,8 @@ from tailor.errors import BadInput
 from tailor.optim import build_optimizer
 from tailor.settings import Settings
 from tailor.step import training_step
+from tailor.student import Distilled, Gated, Student
+from tailor.teacher import Teacher
 
 CLASSES = 10
 _PATIENCE_SECONDS = 900.0  # for one answer of a worker; a step takes seconds, building a minute
@@ -99,6 +102,9 @@ class Config:
     """Forward pass in bfloat16 (autocast), on both sides."""
     lr: float = 0.01
     """Learning rate of SGD with momentum 0.9; changes no time, but must keep the loss finite."""
+    off: tuple[int, ...] = ()
+    """Universal blocks (from 0) that are pruned before inference is timed, for methods with proxy
+    blocks; each keeps the proxy from the block before, and no other proxy stays."""
     data: bool = False
     """Measure the in-memory data path too: images/s with crop and flip at this size."""
 
@@ -146,7 +152,8 @@ def run(
         report["data_images_per_second"] = round(_data_images_per_second(config))
     if on_progress is not None:
         on_progress(done, turns, "done")
-    return {**dataclasses.asdict(config), **report, "clock": _clock(config)} | _made_by(config)
+    asked = dataclasses.asdict(config) | {"off": list(config.off)}
+    return {**asked, **report, "clock": _clock(config)} | _made_by(config)
 
 
 @contextlib.contextmanager
@@ -348,9 +355,19 @@ def _plain(config: Config, backbone: Backbone) -> tuple[Step, Callable[[], nn.Mo
 
 
 def _method(config: Config, backbone: Backbone) -> tuple[Step, Callable[[], nn.Module]]:
-    """The step of ``fit``, on a student of the method as its defaults have it."""
+    """The step of ``fit``, on a student of the method as its defaults have it.
+
+    A method that distils has a teacher with the backbone's architecture, whose forward pass is part
+    of the step.
+    """
     method = catalog.load("students", config.method, "method")
     student = _placed(method.build(backbone, CLASSES, method.Config()), config).train()
+    if isinstance(student, Distilled):
+        network = with_head(
+            copy.deepcopy(backbone.model), new_head(backbone.num_features, CLASSES, seed=0)
+        )
+        names = [block.name for block in backbone.blocks]
+        student.teacher = Teacher(_placed(network, config), names)
     settings = Settings(lr=config.lr, bf16=config.bf16, batch=config.batch)
     optimizer = build_optimizer(student, settings)
 
@@ -358,7 +375,24 @@ def _method(config: Config, backbone: Backbone) -> tuple[Step, Callable[[], nn.M
         # At the last epoch every price acts: the dearest step that the method has.
         training_step(student, optimizer, images, labels, settings, epoch=settings.epochs)
 
-    return step, student.merge
+    return step, _pruned(student, config.off).merge
+
+
+def _pruned(student: Student, off: Sequence[int]) -> Student:
+    """``student`` without these universal blocks, of proxies only the nearest into each of them."""
+    if not off:
+        return student
+    gates = student.gates() if isinstance(student, Gated) else []
+    blocks = [gate.name for gate in gates if gate.kind == "universal"]
+    if not blocks or not set(off) <= set(range(len(blocks))):
+        raise BadInput(
+            f"off names blocks {sorted(off)}, but method {student.method!r} can drop "
+            f"{f'blocks 0 to {len(blocks) - 1}' if blocks else 'none'}; give --off accordingly"
+        )
+    assert isinstance(student, Gated)
+    gone = {blocks[i] for i in off}
+    nearest = {name: next(g.name for g in gates if g.target == name != g.name) for name in gone}
+    return student.keep([name for name in blocks if name not in gone] + [*nearest.values()])
 
 
 def _placed(network: Any, config: Config) -> Any:

@@ -23,6 +23,7 @@ VERBS = {
     "adapt": "adapt the frozen backbone, learning where it must change",
     "prune": "remove what a student switched off",
     "retrain": "continue a pruned student",
+    "import": "turn a published NetTailor checkpoint into a run",
     "evaluate": "measure a finished run again",
     "merge": "fold a finished run into one plain network",
     "report": "tables and pictures from runs: .html, .md or .json",
@@ -178,9 +179,18 @@ def _retrain(args: list[str], command: str, machine: bool) -> Shown:
         return workflow.retrain(options, tell=_teller(machine), command=command), _show_result
 
 
-def _positional(args: list[str]) -> list[str]:
+def _import(args: list[str], command: str, machine: bool) -> Shown:
+    from tailor import workflow
+    from tailor.options import Import
+
+    options = _parse(Import, "import", _positional(args, "--checkpoint"))
+    result = workflow.import_checkpoint(options, tell=_teller(machine), command=command)
+    return result, _show_result
+
+
+def _positional(args: list[str], name: str = "--run") -> list[str]:
     """`prune RUN ...` as `prune --run RUN ...`: tyro's positionals would have to be last fields."""
-    return ["--run", *args] if args and not args[0].startswith("-") else args
+    return [name, *args] if args and not args[0].startswith("-") else args
 
 
 def _evaluate(args: list[str], command: str, machine: bool) -> Shown:
@@ -262,6 +272,7 @@ _COMMANDS: dict[str, Callable[[list[str], str, bool], Shown]] = {
     "adapt": _adapt,
     "prune": _prune,
     "retrain": _retrain,
+    "import": _import,
     "evaluate": _evaluate,
     "merge": _merge,
     "report": _report,
@@ -280,23 +291,33 @@ def _show_table(rows: list[dict[str, Any]], out: Path | None) -> None:
 
     from tailor.progress import wide_console
 
-    table = Table(box=None, header_style="bold")
-    for name in ("run", "task", "method", "stage", "val %", "test %", "layers", "multiple", "MACs"):
-        table.add_column(
-            name, justify="left" if name in ("run", "task", "method", "stage") else "right"
-        )
-    table.add_column("bytes", justify="right")
+    table = Table(
+        box=None,
+        header_style="bold",
+        caption="layers adapted, universal blocks kept; params: one task's network, MACs: one image, "
+        "both in backbones; multiple: trunk and this task; all without heads",
+        caption_justify="left",
+    )
+    words = ("run", "task", "method", "stage")
+    numbers = ("val %", "test %", "layers", "blocks", "params", "MACs", "multiple", "bytes")
+    for name in (*words, *numbers):
+        table.add_column(name, justify="left" if name in words else "right")
     for r in rows:
+        params, macs, blocks = r["params"], r["macs"], r.get("blocks")
+        # A row of the report counts blocks, a result lists them; runs of old versions have neither.
+        kept = r.get("blocks_kept")
+        if isinstance(blocks, list):
+            kept, blocks = sum(b["kept"] for b in blocks), len(blocks)
+        network = params.get("network")
         table.add_row(
-            str(r["run"]),
-            str(r["task"]),
-            str(r["method"]),
-            str(r["stage"]),
+            *(str(r[word]) for word in words),
             _percent(r["val"]),
             _percent(r["test"]),
             f"{r['layers_adapted']}/{r['layers']}",
-            f"{r['params']['multiple']:.3f}x",
-            f"{r['macs']['student']:,}",
+            "-" if kept is None or blocks is None else f"{kept}/{blocks}",
+            "-" if network is None else f"{network / params['universal']:.3f}",
+            f"{macs['student'] / macs['backbone']:.3f}" if macs["backbone"] else "-",
+            f"{params['multiple']:.3f}x",
             f"{r['bytes']:,}",
         )
     console = wide_console()

@@ -30,8 +30,9 @@ from torch import Tensor
 
 from tailor import catalog, paths
 from tailor.backbone import Backbone
-from tailor.errors import BadInput, first_line
+from tailor.errors import BadInput
 from tailor.student import Gated
+from tailor.weights import read_pth
 
 NEVER = -1e4  # a gate logit whose softmax is exactly 0
 COUNTER = "num_batches_tracked"  # no prediction reads it
@@ -60,7 +61,9 @@ def read_nettailor(path: str | Path) -> Saved:
         BadInput: no such file, not readable without running code, or another layout.
     """
     path = Path(path)
-    found = _load(path)
+    if not path.is_file():
+        raise BadInput(f"checkpoint {str(path)!r} is no file; name a checkpoint.pth.tar")
+    found = read_pth(path, "checkpoint")
     state = found.get("state_dict") if isinstance(found, dict) else None
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise BadInput(
@@ -197,22 +200,6 @@ def _places(student: Any) -> Iterator[tuple[str, Tensor]]:
 def _rows(found: Sequence[paths.Path]) -> list[list[paths.Path]]:
     """The paths into each block, in order."""
     return [list(row) for _, row in itertools.groupby(found, key=lambda path: path.target)]
-
-
-def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise BadInput(f"checkpoint {str(path)!r} is no file; name a checkpoint.pth.tar")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        coded = "weights_only" in str(error) or "Unsupported" in str(error)
-        why = (
-            "it needs unpickling, which would run code stored in the file; save it again with "
-            "tensors, numbers and lists only"
-            if coded
-            else f"it cannot be read ({first_line(error)}); fetch it again"
-        )
-        raise BadInput(f"checkpoint {path}: {why}") from error
 
 
 def _logits(state: dict[str, Tensor]) -> list[Tensor]:

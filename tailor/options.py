@@ -164,6 +164,26 @@ class Retrain:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Import:
+    """Turn a student that a published program trained into a run of ours.
+
+    A NetTailor checkpoint holds no universal weights: they are torchvision's of ImageNet.
+
+    Example: tailor import checkpoint.pth.tar --format nettailor --task svhn --px 224 --resize 256
+    --backbone resnet34.tv_in1k --out runs/svhn/published
+    """
+
+    checkpoint: Path
+    """The file that the program saved; no code in it is run."""
+    out: Path
+    """Run directory; repeating the command shows it."""
+    format: Literal["nettailor"] = "nettailor"
+    """Which program saved it."""
+    data: Data
+    net: Net = field(default_factory=lambda: Net(backbone="resnet34.tv_in1k"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Measure a finished run again, on any split.
 

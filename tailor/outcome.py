@@ -73,6 +73,7 @@ def finish(
         "best_epoch": fitted.epoch,
         "lam": config["settings"].get("lam"),
         "price": config["settings"].get("price"),
+        "distill": config["settings"].get("distill"),
         "fingerprint": config["fingerprint"],
         "command": record["command"],
         "made_by": record["made_by"],

@@ -62,9 +62,10 @@ def alive(paths: Iterable[Path], last: int) -> tuple[Path, ...]:
 def connection(
     paths: Sequence[Path], gates: Mapping[str, float], kept: Collection[str], last: int
 ) -> tuple[Path, ...]:
-    """The way from the stem to node ``last`` that needs the fewest and strongest removed paths.
+    """The way from the stem to node ``last`` that brings back the least of what was removed.
 
-    Among all ways the one with the largest product of gates, where a kept path counts as 1.
+    Among the ways with the fewest removed universal blocks (a rule asked for their removal, and a
+    proxy is cheap), the one with the largest product of gates; a kept path counts as 1.
 
     Args:
         paths: all of them, removed ones too.
@@ -72,11 +73,14 @@ def connection(
         kept: names of paths that stay anyway.
         last: node to reach.
     """
-    best: dict[int, tuple[float, tuple[Path, ...]]] = {0: (1.0, ())}
+    # Node -> (minus the removed blocks on the way, product of gates), and the way; larger is better.
+    best: dict[int, tuple[tuple[int, float], tuple[Path, ...]]] = {0: ((0, 1.0), ())}
     for path in sorted(paths, key=lambda p: (p.source, p.target)):
         if path.source in best:
-            strength, way = best[path.source]
-            strength *= 1.0 if path.name in kept else gates[path.name]
-            if path.target not in best or strength > best[path.target][0]:
-                best[path.target] = strength, (*way, path)
+            (blocks, strength), way = best[path.source]
+            if path.name not in kept:
+                blocks -= path.kind == "universal"
+                strength *= gates[path.name]
+            if path.target not in best or (blocks, strength) > best[path.target][0]:
+                best[path.target] = (blocks, strength), (*way, path)
     return best[last][1]

@@ -108,7 +108,7 @@ def _summary(record: dict[str, Any]) -> str:
         words.append(f"val {100 * record['val']:.1f} %")
     if "scores" in record:
         words.append(f"adapted {100 * record['share_params']:.1f} % of weights")
-    if record.get("train_price"):
+    if record.get("train_price", 0) > 5e-4:
         words.append(f"price {record['train_price']:.3f}")
     return "  ".join(words)
 

@@ -7,6 +7,7 @@ pre-trained weights, which timm does (``backbone.py``).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -37,19 +38,7 @@ def weights_file(path: Path) -> Path:
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """A state dict from safetensors, or from a ``.pth`` without running any code in it."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        pickled = "weights_only" in str(error) or "Unsupported" in str(error)
-        why = (
-            "it needs unpickling, which would run code stored in the file; save its state_dict() "
-            "with safetensors"
-            if pickled
-            else f"it cannot be read ({first_line(error)}); fetch or write it again"
-        )
-        raise BadInput(f"weights {path}: {why}") from error
+    state = _safetensors(path) if path.suffix == ".safetensors" else read_pth(path, "weights")
     for key in ("state_dict", "model", "model_state"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -58,6 +47,39 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if state and all(name.startswith("module.") for name in state):  # saved from DataParallel
         state = {name.removeprefix("module."): t for name, t in state.items()}
     return state
+
+
+def read_pth(path: Path, what: str) -> Any:
+    """What ``torch.save`` wrote: tensors, numbers, lists and maps; no code in the file is run.
+
+    Args:
+        path: the file.
+        what: the word for it in errors.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start[:1] != b"\x80" and start != b"PK":  # a pickle, or a zip archive
+            raise ValueError("torch.save did not write it")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        pickled = "weights_only" in str(error) or "Unsupported" in str(error)
+        why = (
+            "it needs unpickling, which would run code stored in the file; save its tensors alone, "
+            "such as a state_dict() with safetensors"
+            if pickled
+            else f"it cannot be read ({first_line(error)}); fetch or write it again"
+        )
+        raise BadInput(f"{what} {path}: {why}") from error
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise BadInput(
+            f"weights {path}: it cannot be read ({first_line(error)}); fetch or write it again"
+        ) from error
 
 
 def load_weights(model: nn.Module, path: Path, classifier: str = "fc") -> None:

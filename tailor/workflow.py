@@ -18,8 +18,9 @@ from tailor import catalog, cost
 from tailor.data import Batches
 from tailor.distributed import Group
 from tailor.errors import BadInput
+from tailor.legacy import nettailor_student, read_nettailor
 from tailor.opened import Opened, backbone_of, batches, measure, open_run, task_of, teacher_of
-from tailor.options import SELECTING, Adapt, Data, Net, Prune, Retrain, Split, Teach
+from tailor.options import SELECTING, Adapt, Data, Import, Net, Prune, Retrain, Split, Teach
 from tailor.outcome import finish
 from tailor.progress import Progress, Silent, for_terminal
 from tailor.prune import PruneReport, Rule, search
@@ -122,20 +123,10 @@ def fit(
         BadInput: the directory belongs to something else, or training is impossible.
     """
     train = train or SELECTING
-    backbone = student.universal
     data = data or Data(task=task.spec, root=task.root)
-    data = dataclasses.replace(data, px=backbone.input_size[-1])
-    settings = getattr(student, "config", None)
-    config = {
-        "method": student.method,
-        "data": dataclasses.asdict(data),
-        "net": {"backbone": backbone.name, "weights": _resolved(backbone.weights)},
-        "settings": dataclasses.asdict(settings) if settings is not None else {},
-        "train": dataclasses.asdict(train),
-        "fingerprint": backbone.fingerprint(),
-        "classes": list(task.classes),
-        "teacher": None if teacher is None else str(teacher.resolve()),
-    }
+    data = dataclasses.replace(data, px=student.universal.input_size[-1])
+    config = _config(student, task, data, train)
+    config["teacher"] = None if teacher is None else str(teacher.resolve())
     verb, out = "teach" if stage == "teacher" else "adapt", Path(out)
     progress = (tell or for_terminal)(f"{stage} {out.name}")
     if out.exists() and (done := _finished(out, verb, config)) is not None:
@@ -146,6 +137,44 @@ def fit(
         fitted = train_student(student, *splits, train, run=run, stage=stage, progress=progress)
         facts = {"task": task.name, "metric": task.metric, "config": config, "kept": None}
         return finish(run, student, task, fitted, facts, stage, train)
+
+
+def import_checkpoint(
+    options: Import, *, tell: Reporter = _nobody, command: str = ""
+) -> dict[str, Any]:
+    """Turn a published student into a run: unpruned to be pruned, or pruned to be retrained.
+
+    Raises:
+        BadInput: see ``read_nettailor`` and ``nettailor_student``; or weights that it was not
+            trained on.
+    """
+    saved = read_nettailor(options.checkpoint)
+    net, out = options.net, options.out
+    if net.weights == "pretrained" and not net.backbone.endswith(".tv_in1k"):
+        raise BadInput(
+            f"published universal blocks are torchvision's of ImageNet, and those of "
+            f"{net.backbone!r} are others; give one like --backbone resnet34.tv_in1k, or --weights "
+            f"FILE"
+        )
+    task = task_of(options.data)
+    backbone = backbone_of(net, options.data)
+    student, pruned = nettailor_student(saved, backbone, len(task.classes))
+    data, train = dataclasses.replace(options.data, px=backbone.input_size[-1]), Settings()
+    source = {"format": options.format, "checkpoint": str(options.checkpoint.resolve())}
+    config = _config(student, task, data, train) | {"teacher": None} | source
+    if out.exists() and (done := _finished(out, "import", config)) is not None:
+        return done
+    kept = student.kept() if pruned else None
+    with _open_run(out, "import", config, command) as run:
+        val = measure(student, task, "val", data, train)[0]
+        facts = {"task": task.name, "metric": task.metric, "config": config, "kept": kept}
+        facts["published"] = saved.facts
+        stage = "pruned" if pruned else "adapt"
+        result = finish(run, student, task, Fitted(val, 0, 0.0), facts, stage, train)
+    if "acc" in saved.facts and result["test"] is not None:
+        noted, here = saved.facts["acc"], 100 * result["test"]
+        tell(f"import {out.name}").say(f"the program noted acc {noted:g}; here it is {here:.2f} %")
+    return result
 
 
 def prune(options: Prune, *, tell: Reporter = _nobody, command: str = "") -> dict[str, Any]:
@@ -329,6 +358,20 @@ def merge(path: Path, out: Path) -> dict[str, Any]:
         "backbone": opened.student.universal.name,
         "classes": len(opened.result["config"]["classes"]),
         "bytes": cost.file_bytes(out),
+    }
+
+
+def _config(student: Student, task: Task, data: Data, train: Settings) -> dict[str, Any]:
+    """What a run is made of, so that it can be rebuilt and told from others."""
+    backbone, settings = student.universal, getattr(student, "config", None)
+    return {
+        "method": student.method,
+        "data": dataclasses.asdict(data),
+        "net": {"backbone": backbone.name, "weights": _resolved(backbone.weights)},
+        "settings": dataclasses.asdict(settings) if settings is not None else {},
+        "train": dataclasses.asdict(train),
+        "fingerprint": backbone.fingerprint(),
+        "classes": list(task.classes),
     }
 
 

@@ -1,7 +1,8 @@
 """Run directories as the contract describes them, drawn from a formula instead of training.
 
-A ResNet-18 of 20 convolutions; accuracies, scores and curves are smooth made-up functions of
-method, λ and seed, so that every figure has something to show. No network is built.
+A ResNet-18 of 20 convolutions, or the residual blocks of any ResNet with NetTailor's proxies;
+accuracies, scores, gates and curves are smooth made-up functions of method, λ and seed, so that
+every figure has something to show. No network is built.
 """
 
 from __future__ import annotations
@@ -12,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 SCORE, THRESHOLD = 0.15, 0.1  # where a score begins, and where its layer closes
+GATE_THRESHOLD = 0.05
+RESNETS = {
+    18: (2, 2, 2, 2),
+    26: (2, 4, 4, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+}
 SEED_SHIFT = (0.0, 0.004, -0.004)  # of the accuracy: sample standard deviation 0.4 points
 
 
@@ -121,6 +130,165 @@ def write_study(root: Path, task: str = "digits", *, stages: bool = False) -> li
                 out = root / task / f"taps-{lam:g}-{stage}-{seed}"
                 runs.append(write_run(out, "taps", seed=seed, lam=lam, stage=stage, task=task))
     return runs
+
+
+def resnet_blocks(depth: int) -> list[dict[str, Any]]:
+    """Name, shapes, parameters and MACs of the residual blocks of a ResNet at 64 px.
+
+    Parameters are those of convolutions and batch norms: 9 c c' for a 3x3 convolution, 2 c' for the
+    norm behind it, and a 1x1 convolution with norm where the shape changes.
+    """
+    deep = depth >= 50
+    blocks, before, place = [], 64, 16
+    for stage, count in enumerate(RESNETS[depth]):
+        planes, side = 64 * 2**stage, 16 // 2**stage
+        width = 4 * planes if deep else planes
+        for i in range(count):
+            shapes = [(planes, before, 1), (planes, planes, 9), (width, planes, 1)]
+            shapes = shapes if deep else [(planes, before, 9), (planes, planes, 9)]
+            if i == 0 and (before != width or place != side):
+                shapes.append((width, before, 1))
+            weights = sum(a * b * c for a, b, c in shapes)
+            blocks.append(
+                {
+                    "name": f"layer{stage + 1}.{i}",
+                    "in_shape": [before, place, place],
+                    "out_shape": [width, side, side],
+                    "params": weights + 2 * sum(a for a, _, _ in shapes),
+                    "macs": weights * side * side,
+                }
+            )
+            before, place = width, side
+    return blocks
+
+
+def write_nettailor(
+    path: Path,
+    *,
+    stage: str = "adapt",
+    depth: int = 34,
+    skips: int = 3,
+    remove: int = 7,
+    seed: int = 0,
+    lam: float = 0.3,
+    epochs: int = 8,
+    logged: bool = True,
+    blocks: list[dict[str, Any]] | None = None,
+    **changes: Any,
+) -> Path:
+    """Write a finished NetTailor run; from stage ``pruned`` on, ``remove`` blocks are gone."""
+    blocks = blocks or resnet_blocks(depth)
+    final = network_gates(blocks, skips, 1.0, seed)
+    kept = set(final)
+    if stage != "adapt":
+        kept = _kept(blocks, final, remove)
+    costs = {block["name"]: (block["params"], block["macs"]) for block in blocks}
+    shapes = {block["name"]: block["out_shape"] for block in blocks}
+    shapes["stem"] = blocks[0]["in_shape"]
+    gates = []
+    for name in (name for name in final if name in kept):
+        target, arrow, source = name.partition("<-")
+        if arrow:
+            before, after = shapes[source][0], shapes[target][0]
+            hidden = max(after // 32, 16) if depth >= 50 else 0  # two thin convolutions, or one
+            size = (before + after) * hidden or before * after
+            params, macs = size + 2 * (hidden + after), size * shapes[target][-1] ** 2
+        else:
+            params, macs = costs[name]
+        gates.append(
+            {"name": name, "kind": "proxy" if arrow else "universal", "source": source or None}
+            | {"target": target, "params": params, "macs": macs, "value": final[name]}
+            | {"on": final[name] >= GATE_THRESHOLD}
+        )
+    told = [block | {"kept": block["name"] in kept} for block in blocks]
+    universal = 9408 + 128 + sum(block["params"] for block in blocks)
+    proxies = sum(g["params"] for g in gates if g["kind"] == "proxy")
+    left = universal - sum(block["params"] for block in told if not block["kept"])
+    total = 9_633_792 + sum(block["macs"] for block in blocks)
+    macs = 9_633_792 + sum(g["macs"] for g in gates)
+    params = {
+        "universal": universal, "task": proxies + len(gates), "deltas": 0, "norms": 0,
+        "scores": len(gates), "adapters": proxies, "head": 5130, "network": left + proxies,
+        "multiple": (universal + proxies + len(gates)) / universal,
+    }  # fmt: skip
+    states = [
+        {"name": f"{block['name']}.conv{i}", "kind": "conv", "params": 1000, "macs": 1000}
+        | {"on": False, "score": None, "change": 0.0, "removed": not block["kept"]}
+        for block in told
+        for i in (1, 2)
+    ]
+    config = {
+        "settings": {"lam": lam, "price": "macs", "threshold": GATE_THRESHOLD, "max_skip": skips},
+        "data": {"px": 64},
+        "classes": [str(i) for i in range(10)],
+    }
+    facts = {"gates": gates, "blocks": told, "params": params, "layer_states": states}
+    facts |= {"macs": {"backbone": total, "student": macs}, "layers": states}
+    facts |= {"layers_adapted": 0, "bytes": 4 * (proxies + 5130), "config": config}
+    options = {"seed": seed, "lam": lam, "stage": stage, "epochs": epochs, "price": "macs"}
+    backbone = changes.pop("backbone", f"resnet{depth}")
+    write_run(path, "nettailor", backbone=backbone, **options, **(facts | changes))
+    if logged and stage != "pruned":
+        log = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+        for entry in log:
+            for name in ("scores", "on", "share_layers", "share_params"):
+                entry.pop(name, None)
+            if entry["kind"] == "epoch":
+                part = 1.0 if stage == "retrained" else (entry["epoch"] + 1) / epochs
+                found = network_gates(blocks, skips, part, seed)
+                entry["gates"] = {name: found[name] for name in found if name in kept}
+        (path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    return path
+
+
+def write_nettailor_study(root: Path, task: str = "digits", **options: Any) -> list[Path]:
+    """3 seeds of fine-tuning and of NetTailor as adapted, pruned and retrained."""
+    depth = options.get("depth", 34)
+    universal = 9408 + 128 + sum(block["params"] for block in resnet_blocks(depth))
+    tuned = {"universal": universal, "task": universal, "deltas": universal, "norms": 0}
+    tuned |= {"scores": 0, "head": 5130, "network": universal, "multiple": 2.0}
+    macs = 9_633_792 + sum(block["macs"] for block in resnet_blocks(depth))
+    runs = []
+    for seed in range(3):
+        told = {"seed": seed, "task": task, "backbone": f"resnet{depth}", "params": tuned}
+        told["macs"] = {"backbone": macs, "student": macs}
+        runs.append(write_run(root / task / f"finetune-{seed}", "finetune", **told))
+        for stage in ("adapt", "pruned", "retrained"):
+            out = root / task / f"nettailor-{stage}-{seed}"
+            runs.append(write_nettailor(out, stage=stage, seed=seed, task=task, **options))
+    return runs
+
+
+def network_gates(
+    blocks: list[dict[str, Any]], skips: int, part: float, seed: int
+) -> dict[str, float]:
+    """Softmax gates of every path after ``part`` of a training, from +2 and -2 at its start."""
+    names = ["stem", *(block["name"] for block in blocks)]
+    found = {}
+    for place in range(1, len(names)):
+        sources = names[max(0, place - skips) : place][::-1]
+        wish = 2.6 * math.sin(1.7 * place + 0.4 * seed) - 0.4
+        logits = [2 + part * (wish - 1)]
+        logits += [
+            -2 + part * (2.2 + 1.4 * math.sin(2.3 * place + 4.1 * i) - 0.5 * i)
+            for i in range(len(sources))
+        ]
+        total = sum(map(math.exp, logits))
+        paths = [names[place], *(f"{names[place]}<-{source}" for source in sources)]
+        found |= {p: math.exp(x) / total for p, x in zip(paths, logits, strict=True)}
+    return found
+
+
+def _kept(blocks: list[dict[str, Any]], gates: dict[str, float], remove: int) -> set[str]:
+    """All but the blocks with the least gates and weak proxies; each block keeps one path."""
+    names = [block["name"] for block in blocks]
+    gone = sorted(names, key=gates.__getitem__)[:remove]
+    kept = {n for n, g in gates.items() if ("<-" in n and g >= GATE_THRESHOLD) or n in names}
+    kept -= set(gone)
+    for name in gone:
+        proxies = [path for path in gates if path.startswith(f"{name}<-")]
+        kept.add(max(proxies, key=gates.__getitem__))
+    return kept
 
 
 def _accuracy(method: str, lam: float | None) -> float:

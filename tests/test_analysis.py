@@ -11,11 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import budget, canvas, curves, layers, pareto, summary
+from analysis import blocks, budget, canvas, curves, layers, pareto, summary
 from analysis.rows import experiments, label, read_runs, rows
 from analysis.table import cells, markdown, plus_minus, quantity, table
 from tailor.errors import BadInput
-from tests.synthetic_runs import resnet18_layers, write_run, write_study
+from tests.synthetic_runs import (
+    resnet18_layers,
+    write_nettailor,
+    write_nettailor_study,
+    write_run,
+    write_study,
+)
 
 TWO_LAYERS = [
     {"name": "conv1", "kind": "conv", "params": 300, "macs": 30},
@@ -27,6 +33,12 @@ TWO_LAYERS = [
 def study(tmp_path_factory):
     """3 seeds of three references and of TAPS at 3 λ, before and after retraining."""
     return read_runs(write_study(tmp_path_factory.mktemp("study"), stages=True))
+
+
+@pytest.fixture(scope="module")
+def tailored(tmp_path_factory):
+    """3 seeds of fine-tuning and of NetTailor, adapted, pruned by 7 of 16 blocks, retrained."""
+    return read_runs(write_nettailor_study(tmp_path_factory.mktemp("tailored"), epochs=3))
 
 
 def params(universal=1000, deltas=0, norms=0, scores=0, head=50, task=None):
@@ -56,6 +68,23 @@ def test_a_row_has_every_field_of_the_contract(tmp_path):
     assert set(contract.split()) <= row.keys()
     assert {"universal", "task", "head", "norms", "multiple"} <= row["params"].keys()
     assert row["macs"] == {"backbone": 148_000_000, "student": 148_000_000}
+
+
+def test_a_row_counts_blocks_and_the_merged_network(tmp_path):
+    run = read_runs([write_nettailor(tmp_path / "a", stage="pruned", remove=7)])[0]
+    row = rows([run])[0]
+    assert (row["gated"], row["blocks"], row["blocks_kept"]) == ("blocks", 16, 9)
+    # The backbone without 7 blocks, and the proxies that are left.
+    gone = sum(b["params"] for b in run.result["blocks"] if not b["kept"])
+    proxies = sum(g["params"] for g in run.result["gates"] if g["kind"] == "proxy")
+    assert row["params"]["network"] == row["params"]["universal"] - gone + proxies
+
+
+def test_a_run_from_before_blocks_were_listed_is_still_read(tmp_path):
+    row = rows([one(tmp_path / "a", "taps", lam=0.3)])[0]
+    assert (row["gated"], row["blocks"], row["blocks_kept"]) == ("layers", None, None)
+    assert row["params"]["network"] is None
+    assert rows([one(tmp_path / "b", "probe")])[0]["gated"] is None
 
 
 def test_a_row_names_the_directory_it_was_read_from(tmp_path):
@@ -137,6 +166,55 @@ def test_runs_that_differ_by_seed_are_one_experiment(study):
     assert [name for name, _ in found][2:5] == ["probe", "taps λ=0.1", "taps λ=0.1 retrained"]
 
 
+def configured(path: Path, method="nettailor", prune=None, retrain=None, **settings):
+    """A run of these settings that ``prune`` options led to."""
+    stage = "retrained" if retrain else "pruned" if prune else "adapt"
+    run = write_run(path, method, lam=0.3, stage=stage, config={"settings": settings})
+    if stage != "adapt":
+        config = prune or {"run": str(retrain), "train": {"lr": 0.1}}
+        verb = "prune" if prune else "retrain"
+        (run / "run.json").write_text(json.dumps({"schema": 1, "verb": verb, "config": config}))
+    return run
+
+
+def test_runs_of_different_settings_are_different_experiments(tmp_path):
+    configured(tmp_path / "a", distill=10.0, max_skip=3)
+    configured(tmp_path / "b", distill=0.0, max_skip=3)
+    configured(tmp_path / "old", max_skip=3)  # does not say: no difference
+    configured(tmp_path / "taps", "taps", distill=5.0)  # another method
+    found = rows(read_runs([tmp_path / name for name in ("a", "b", "old", "taps")]))
+    assert [row["variant"] for row in found] == ["distill=10", "distill=0", "", ""]
+    names = [name for name, _ in experiments(read_runs(sorted(tmp_path.iterdir())))]
+    assert names == ["nettailor λ=0.3", "nettailor λ=0.3 distill=0", "nettailor λ=0.3 distill=10",
+                     "taps λ=0.3"]  # fmt: skip
+
+
+def test_pruning_options_are_told_where_they_differ_and_follow_into_retraining(tmp_path):
+    runs = []
+    for count in (11, 7):
+        first = configured(tmp_path / f"p{count}", prune={"run": "x", "count": count})
+        runs += [first, configured(tmp_path / f"r{count}", retrain=first)]
+    runs.append(configured(tmp_path / "a"))
+    assert [row["rule"] for row in rows(read_runs(runs))] == ["count=11"] * 2 + ["count=7"] * 2 + [
+        ""
+    ]
+    names = [name for name, _ in experiments(read_runs(runs))]
+    assert names == [
+        "nettailor λ=0.3",
+        "nettailor λ=0.3 count=7 pruned",
+        "nettailor λ=0.3 count=7 retrained",
+        "nettailor λ=0.3 count=11 pruned",
+        "nettailor λ=0.3 count=11 retrained",
+    ]
+
+
+def test_a_price_is_told_only_where_its_method_has_several(tmp_path):
+    for i, (method, price) in enumerate((("taps", "params"), ("taps", "macs"), ("other", "both"))):
+        write_run(tmp_path / str(i), method, lam=0.1, price=price)
+    names = [name for name, _ in experiments(read_runs(sorted(tmp_path.iterdir())))]
+    assert names == ["other λ=0.1", "taps λ=0.1 per macs", "taps λ=0.1 per params"]
+
+
 # Table ----------------------------------------------------------------------------------------
 
 
@@ -205,6 +283,27 @@ def test_numbers_for_people():
     ]
 
 
+def test_a_line_of_blocks_tells_blocks_and_the_network(tailored):
+    frame = table(rows(tailored))
+    line = frame[frame["label"] == "nettailor λ=0.3 retrained"].iloc[0]
+    members = [r.result for r in tailored if r.result["stage"] == "retrained"]
+    shares = [r["params"]["network"] / r["params"]["universal"] for r in members]
+    assert line["network_percent"] == pytest.approx(100 * statistics.mean(shares), rel=1e-12)
+    assert (line["blocks_kept"], line["chosen"]) == (9, 9 / 16)
+    told = cells(frame).set_index("Method")
+    assert told.loc["nettailor λ=0.3 retrained", "Adapted or kept"] == "9 of 16 blocks"
+    assert told.loc["finetune", "Adapted or kept"] == "20 of 20 layers"
+    # ResNet-34 without head: 21 284 672 numbers.
+    assert told.loc["finetune", "Network"].replace("\u00a0", " ") == "21.3 M, 100 %"
+
+
+def test_a_table_without_blocks_has_the_columns_it_always_had(study):
+    assert [name.replace("\u00a0", " ") for name in cells(table(rows(study)))] == [
+        "Method", "Seeds", "Test, %", "Validation, %", "Layers adapted", "Deltas, % of backbone",
+        "Parameters, ×", "MACs", "Size",
+    ]  # fmt: skip
+
+
 # Pareto ---------------------------------------------------------------------------------------
 
 
@@ -271,6 +370,46 @@ def test_accuracies_of_zero_and_a_hundred_percent_have_a_place(tmp_path):
 def test_pareto_plot_of_unknown_accuracies_is_none(tmp_path):
     run = one(tmp_path / "a", "probe", test=None, val=None)
     assert pareto.pareto_plot(table(rows([run]))) is None
+
+
+def test_accuracy_against_macs_is_in_percent_of_the_backbone(tmp_path):
+    macs = {"finetune": 200, "nettailor": 90}
+    for method, student in macs.items():
+        told = {"macs": {"backbone": 200, "student": student}, "test": 0.5}
+        if method == "finetune":
+            write_run(tmp_path / method, method, **told)
+        else:
+            write_nettailor(tmp_path / method, backbone="resnet18", stage="retrained", **told)
+    frame = table(rows(read_runs(sorted(tmp_path.iterdir()))))
+    points = pareto.pareto_table(frame, "macs")
+    assert list(points["cost"]) == [100, 45]
+    assert list(points["front"]) == [False, True]
+    axes = pareto.pareto_plot(frame, "macs").axes[0]
+    assert axes.get_xlim() == (0, 108)
+    assert axes.get_xlabel() == "MACs of the network, % of the backbone"
+
+
+def test_settings_that_remove_blocks_are_compared_by_their_macs(tmp_path):
+    write_run(tmp_path / "ft", "finetune", val=0.96, backbone="resnet34")
+    for lam, (val, student, size) in {
+        0.1: (0.958, 80, 100), 0.3: (0.951, 50, 200), 1.0: (0.90, 20, 50)
+    }.items():  # fmt: skip
+        told = {"val": val, "macs": {"backbone": 100, "student": student}}
+        told["params"] = params(task=size)
+        write_nettailor(tmp_path / f"{lam}", lam=lam, stage="retrained", **told)
+    frame = table(rows(read_runs(tmp_path.iterdir())))
+    assert pareto.priced_in(frame) == "macs"
+    assert frame.loc[pareto.trade_off(frame), "lam"] == 0.3
+    frame["gated"] = "layers"
+    assert pareto.priced_in(frame) == "params"
+    assert frame.loc[pareto.trade_off(frame), "lam"] == 0.1
+
+
+def test_a_student_before_its_pruning_is_no_trade_off(tailored):
+    frame = table(rows(tailored))
+    frame.loc[frame["stage"] == "adapt", "val"] = 99.9
+    frame = frame[frame["method"] != "finetune"]  # then the most accurate one is named
+    assert frame.loc[pareto.trade_off(frame), "stage"] == "retrained"
 
 
 # Layers ---------------------------------------------------------------------------------------
@@ -356,6 +495,67 @@ def test_names_of_a_deep_network_are_thinned(tmp_path):
     assert len(figure.axes[1].get_xticklabels()) == 34  # every third of 100
 
 
+def test_the_colour_bar_of_a_single_row_is_tall_enough_to_read(tmp_path):
+    figure = layers.heat_map([one(tmp_path / "a", "taps", lam=0.1)])
+    figure.draw_without_rendering()
+    bar = figure.axes[-1].get_position()
+    assert bar.height * figure.get_figheight() > 0.8  # inches; three names of 8 points
+
+
+def test_runs_that_chose_blocks_have_no_row_among_layers(tailored, study):
+    assert layers.selective([*study, *tailored]) == layers.selective(study)
+
+
+# Blocks ---------------------------------------------------------------------------------------
+
+
+def test_block_cells_are_the_mean_gate_with_zero_for_a_block_that_is_gone(tailored):
+    found = blocks.block_table(tailored)
+    assert list(found.index) == ["nettailor λ=0.3 retrained"]  # its last stage only
+    members = [run.result for run in tailored if run.result["stage"] == "retrained"]
+    for name, value in found.iloc[0].items():
+        gates = [g["value"] for r in members for g in r["gates"] if g["name"] == name]
+        assert value == pytest.approx(sum(gates) / 3)
+    share = blocks.kept_table(tailored).iloc[0]
+    assert share.sum() == pytest.approx(9)  # 7 of 16 gone in every seed
+    assert set((3 * share).round(9)) <= {0, 1, 2, 3}
+
+
+def test_a_study_of_block_counts_has_a_row_for_each(tmp_path):
+    runs = [write_nettailor(tmp_path / "a", depth=18)]
+    for count in (3, 5):
+        out = tmp_path / f"p{count}"
+        runs.append(write_nettailor(out, depth=18, stage="pruned", remove=count))
+        setup = {"schema": 1, "verb": "prune", "config": {"run": "a", "count": count}}
+        (out / "run.json").write_text(json.dumps(setup))
+    kept = blocks.kept_table(read_runs(runs)).sum(axis=1)
+    assert kept.to_dict() == {
+        "nettailor λ=0.3 count=3 pruned": 5, "nettailor λ=0.3 count=5 pruned": 3
+    }  # fmt: skip
+
+
+def test_drawn_block_map_holds_the_numbers_of_its_table(tailored):
+    axes = blocks.block_map(tailored).axes[1]
+    values = blocks.block_table(tailored).to_numpy().ravel()
+    assert np.asarray(axes.collections[0].get_array()).ravel() == pytest.approx(values)
+    texts = [text.get_text() for text in axes.texts]
+    assert texts[:-1] == [f"{value:.2f}" for value in values if value > 0]
+    macs = blocks.block_facts(tailored)["macs"]
+    share = 100 * (blocks.kept_table(tailored).iloc[0] * macs).sum() / macs.sum()
+    assert texts[-1] == f"9 blocks, {share:.0f} %"
+
+
+def test_blocks_of_two_backbones_in_one_map_are_both_named(tmp_path):
+    runs = [write_nettailor(tmp_path / f"{depth}", depth=depth) for depth in (18, 34)]
+    with pytest.raises(BadInput, match=r"resnet18 \(8 blocks\).*resnet34 \(16 blocks\)"):
+        blocks.block_table(read_runs(runs))
+
+
+def test_a_map_of_blocks_needs_a_run_that_gates_them(study):
+    with pytest.raises(BadInput, match="no run gates the paths into its blocks"):
+        blocks.block_map(study)
+
+
 # Curves and budget ----------------------------------------------------------------------------
 
 
@@ -401,6 +601,36 @@ def test_curves_of_a_run_that_logged_nothing_are_none(tmp_path):
     assert curves.curves([one(tmp_path / "a", "taps", lam=0.1, stage="pruned")]) is None
 
 
+def test_gate_table_has_a_line_per_epoch_and_a_column_per_path(tmp_path):
+    run = read_runs([write_nettailor(tmp_path / "a", epochs=4)])[0]
+    found = curves.gate_table(run)
+    assert found.shape == (4, 61)
+    final = {gate["name"]: gate["value"] for gate in run.result["gates"]}
+    assert found.loc[4].to_dict() == pytest.approx(final)
+    assert curves.score_table(run).empty
+
+
+def test_strongest_proxies_are_those_of_the_largest_gate_at_any_epoch():
+    gates = pd.DataFrame(
+        {"b": [1, 1], "b<-a": [0.1, 0.2], "c": [1, 1], "c<-b": [0.9, 0], "c<-a": [0.3, 0.3]},
+        index=[1, 2],
+    )
+    assert curves.strongest(gates, 2) == ["c<-b", "c<-a"]
+
+
+def test_gates_are_drawn_solid_for_blocks_and_dashed_for_five_proxies(tmp_path):
+    run = read_runs([write_nettailor(tmp_path / "a", epochs=4, stage="retrained")])[0]
+    panels = {axes.get_title(loc="left"): axes for axes in curves.curves([run]).axes}
+    drawn = {line.get_gid(): line for line in panels["Gates, seed 0"].lines if line.get_gid()}
+    kept = {block["name"] for block in run.result["blocks"] if block["kept"]}
+    assert {name for name, line in drawn.items() if line.get_linestyle() == "-"} == kept
+    dashed = {name for name, line in drawn.items() if line.get_linestyle() == "--"}
+    assert dashed == set(curves.strongest(curves.gate_table(run)))
+    assert len(dashed) == 5
+    name = sorted(kept)[0]
+    assert list(drawn[name].get_ydata()) == list(curves.gate_table(run)[name])
+
+
 def test_the_multiple_of_k_tasks_adds_k_times_what_one_task_adds(tmp_path):
     parts = params(universal=1000, deltas=250, norms=40, scores=10)
     frame = table(rows([one(tmp_path / "a", "taps", lam=0.1, params=parts)]))
@@ -426,6 +656,25 @@ def test_headline_names_the_trade_off_with_its_numbers(study):
         "Best trade-off: taps λ=0.3 retrained reaches 96.5 ± 0.4 %, adapts 16.3 of 20 layers and "
         "adds 46 % of the backbone's parameters; fine-tuning reaches 97.2 ± 0.4 % and adds 100 %."
     )
+
+
+def test_a_single_setting_is_no_best_trade_off(tailored):
+    frame = table(rows(tailored))
+    said = summary.headline(frame)[0].replace("\u00a0", " ")
+    assert said.startswith("nettailor λ=0.3 retrained reaches 96.5 ± 0.4 %, keeps 9 of 16 blocks ")
+    line = frame[frame["label"] == "nettailor λ=0.3 retrained"].iloc[0]
+    assert (
+        f"it has {100 * line['macs_ratio']:.0f} % of the backbone's MACs and "
+        f"{line['network_percent']:.0f} % of its parameters; fine-tuning reaches 97.2 ± 0.4 %"
+    ) in said
+    assert summary.rule(frame) == ""
+    assert summary.named(frame) == []
+
+
+def test_a_choice_is_told_with_its_rule(study):
+    frame = table(rows(study))
+    assert summary.rule(frame).startswith("Named is the setting with the fewest added parameters")
+    assert list(frame.loc[summary.named(frame), "label"]) == ["taps λ=0.3 retrained"]
 
 
 def test_a_seed_that_counts_twice_is_said_with_what_differs(tmp_path):

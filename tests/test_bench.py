@@ -11,7 +11,9 @@ import time
 
 import pytest
 
+from students import nettailor
 from tailor import bench
+from tailor.backbone import Backbone
 from tailor.errors import BadInput
 
 TINY = bench.Config(backbone="resnet10t", px=32, batch=2, rounds=2, steps=1)
@@ -172,3 +174,24 @@ def test_no_worker_outlives_the_benchmark(monkeypatch):
 
 def interrupt(*_):
     raise KeyboardInterrupt
+
+
+def test_a_distilling_method_is_timed_with_its_teacher_and_pruned_for_inference():
+    config = dataclasses.replace(TINY, method="nettailor", off=(1,))
+    report = bench.run(dataclasses.replace(config, rounds=1))
+    assert report["off"] == [1]
+    assert report["train"]["ratio"] > 0
+
+
+def test_blocks_that_are_pruned_keep_the_nearest_proxy_and_no_other_is_left():
+    backbone = Backbone.create("resnet10t", weights="random", px=32)
+    names = [block.name for block in backbone.blocks]
+    smaller = bench._pruned(nettailor.build(backbone, 10), (1, 2))
+    proxies = [f"{names[1]}<-{names[0]}", f"{names[2]}<-{names[1]}"]
+    assert smaller.kept() == [names[0], *proxies, names[3]]
+
+
+@pytest.mark.parametrize("changed", [{"off": (9,), "method": "nettailor"}, {"off": (0,)}])
+def test_blocks_that_cannot_be_pruned_are_one_line(changed):
+    with pytest.raises(BadInput, match="off names blocks"):
+        bench.run(dataclasses.replace(TINY, **changed))

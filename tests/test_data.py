@@ -78,6 +78,16 @@ def test_labels_belong_to_their_images():
         assert labels.tolist() == [i % 3 for i in indices.tolist()]
 
 
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_sets_belong_to_their_images(limit: int):
+    one = split_of(24)
+    rows = torch.stack([one.labels == 0, one.labels > 0, -one.labels.clamp(max=1)], 1)
+    split = Split(Pixels(np.zeros((24, 16, 16, 3), np.uint8), "x"), rows)
+    for _, labels, indices in train(split, memory_limit_bytes=limit, workers=0).epoch(0):
+        assert labels.dtype == torch.int8
+        assert torch.equal(labels, split.labels[indices])
+
+
 def test_same_seed_gives_the_same_batches():
     split = split_of(24)
     assert equal(train(split, seed=5).epoch(2), train(split, seed=5).epoch(2))

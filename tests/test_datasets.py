@@ -21,9 +21,10 @@ import torchvision.datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scipy.io import savemat
+from scipy.io import loadmat
 from sklearn.datasets import load_digits
 
+from demos import _samples
 from tailor import catalog
 from tailor.datasets import characters
 from tailor.errors import BadInput
@@ -160,19 +161,58 @@ def test_characters_lie_inside_their_image():
         assert luma.max() - luma.min() > 45
 
 
+# Samples.
+
+
+def small_svhn(root: Path) -> Path:
+    pixels = np.zeros((20, 32, 32, 3), np.uint8)
+    digits = np.arange(20) % 10
+    _samples.write_svhn(root, {"train": (pixels, digits), "test": (pixels, digits)})
+    return root
+
+
+def test_the_name_of_a_sample_says_so(tmp_path: Path):
+    assert open_task("svhn", small_svhn(tmp_path)).name == "svhn-sample"
+
+
+def test_without_its_mark_a_sample_is_refused_by_the_published_sums(tmp_path: Path):
+    (small_svhn(tmp_path) / "sample.json").unlink()
+    with pytest.raises(BadInput, match="corrupted"):
+        open_task("svhn", tmp_path)
+
+
+def test_a_sample_is_held_to_its_own_sums(tmp_path: Path):
+    with (small_svhn(tmp_path) / "test_32x32.mat").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(BadInput, match="corrupted"):
+        open_task("svhn", tmp_path)
+
+
+def test_opening_a_sample_leaves_torchvisions_sums_as_they_are(tmp_path: Path):
+    before = {k: list(v) for k, v in torchvision.datasets.SVHN.split_list.items()}
+    open_task("svhn", small_svhn(tmp_path))
+    assert torchvision.datasets.SVHN.split_list == before
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"md5": 3}', "{}"])
+def test_a_broken_mark_of_a_sample_is_named(tmp_path: Path, text: str):
+    (small_svhn(tmp_path) / "sample.json").write_text(text)
+    with pytest.raises(BadInput, match=r"sample\.json holds no sums"):
+        open_task("svhn", tmp_path)
+
+
 # torchvision's sets.
 
 
-def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    table = {}
+def test_svhn(tmp_path: Path):
+    splits = {}
     for split, count in (("train", 20), ("test", 10)):
-        pixels = np.zeros((32, 32, 3, count), np.uint8)
-        pixels[:, :, 0] = np.arange(count) + 1
-        labels = np.arange(count)[:, None] % 10 + 1  # 1 to 10, and 10 means zero
-        path = tmp_path / f"{split}_32x32.mat"
-        savemat(path, {"X": pixels, "y": labels.astype(np.uint8)})
-        table[split] = ["unused", path.name, md5(path)]
-    monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", table)
+        pixels = np.zeros((count, 32, 32, 3), np.uint8)
+        pixels[..., 0] = np.arange(count)[:, None, None] + 1
+        splits[split] = (pixels, (np.arange(count) + 1) % 10)
+    _samples.write_svhn(tmp_path, splits)
+    labels = loadmat(tmp_path / "test_32x32.mat")["y"]
+    assert labels.ravel().tolist() == list(range(1, 11))  # as published: 10 means zero
     task = open_task("svhn", tmp_path)
     assert counts(task) == {"train": 10, "val": 10, "test": 10}
     assert task.splits["test"].labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
@@ -236,18 +276,10 @@ def test_cifar(
     assert values(task.splits["test"]) == list(range(2 * classes))
 
 
-def test_flowers102(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    base = tmp_path / "flowers-102"
-    for i in range(306):
-        save(base / "jpg" / f"image_{i + 1:05d}.jpg", i % 102)
-    # Labels count from 1; the splits are lists of image numbers.
-    savemat(base / "imagelabels.mat", {"labels": np.arange(306)[None] % 102 + 1})
+def test_flowers102(tmp_path: Path):
     ids = {"trnid": range(1, 103), "valid": range(103, 205), "tstid": range(205, 307)}
-    savemat(base / "setid.mat", {k: np.array(v)[None] for k, v in ids.items()})
-    table = dict(torchvision.datasets.Flowers102._file_dict)
-    for key, name in (("label", "imagelabels.mat"), ("setid", "setid.mat")):
-        table[key] = (name, md5(base / name))
-    monkeypatch.setattr(torchvision.datasets.Flowers102, "_file_dict", table)
+    images = [solid(i % 102) for i in range(306)]
+    _samples.write_flowers(tmp_path, images, np.arange(306) % 102, ids)
     task = open_task("flowers102", tmp_path)
     assert counts(task) == {"train": 102, "val": 102, "test": 102}
     assert task.splits["val"].where(0).endswith("image_00103.jpg")
@@ -535,7 +567,8 @@ def test_npz_that_contradicts_itself_names_file_and_array(
     [
         ("{", "is not JSON"),
         ("[]", "states task None"),
-        ('{"task": "multilabel", "classes": ["a"]}', "states task 'multilabel'"),
+        ('{"task": "dense", "classes": ["a"]}', "states task 'dense'"),
+        ('{"task": ["classify"], "classes": ["a"]}', r"states task \['classify'\]"),
         ('{"task": "classify"}', 'has no list "classes"'),
         ('{"task": "classify", "classes": 7}', 'has no list "classes"'),
     ],
@@ -624,3 +657,59 @@ def test_labels_of_any_integer_type_become_int64(archive: Path):
     changed = arrays([1, 0])
     np.savez(archive / "test.npz", **{**changed, "label": changed["label"].astype(np.uint8)})
     assert open_task(f"npz:{archive}").splits["test"].labels.dtype == torch.int64
+
+
+# Archives of images with any number of classes.
+
+
+SETS = [[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 1, 1], [1, 0, 0]]
+
+
+def sets(rows: list[list[int]]) -> dict[str, np.ndarray]:
+    kept = {k: v for k, v in arrays([0] * len(rows)).items() if k != "label"}
+    return kept | {"labels": np.array(rows)}
+
+
+@pytest.fixture
+def sets_archive(tmp_path: Path) -> Path:
+    facts = {"task": "multilabel", "classes": ["ant", "bee", "cow"]}
+    (tmp_path / "dataset.json").write_text(json.dumps(facts))
+    np.savez(tmp_path / "train.npz", **sets(SETS))
+    np.savez(tmp_path / "test.npz", **sets([[0, 0, 1], [1, -1, 0]]))
+    return tmp_path
+
+
+def test_multilabel_npz(sets_archive: Path):
+    task = open_task(f"npz:{sets_archive}")
+    assert task.metric == "map"
+    assert task.splits["test"].labels.tolist() == [[0, 0, 1], [1, -1, 0]]
+    assert task.splits["test"].labels.dtype == torch.int8
+    assert len(task.splits["train"]) + len(task.splits["val"]) == 6
+    assert values(task.splits["test"]) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a | {"labels": a["labels"][:, :2]}, "labels has 2 columns for the 3 classes"),
+        (lambda a: a | {"labels": a["labels"][:1]}, "offsets has 3 entries for 1 in labels"),
+        (lambda a: a | {"labels": a["labels"] + 1}, "labels of image 0 has 2 in column 2"),
+        (lambda a: a | {"labels": a["labels"] - 256}, "labels of image 0 has -256 in column 0"),
+        (lambda a: a | {"labels": a["labels"] * 0.5}, "array 'labels' is float64"),
+        (lambda a: a | {"labels": a["labels"][:, 0]}, r"array 'labels' is int64 of shape \(2,\)"),
+        (lambda a: a | {"labels": a["labels"] * 0}, "no image in test of .* has any class"),
+        (lambda a: {k: v for k, v in a.items() if k != "labels"}, "has no array 'labels'"),
+    ],
+)
+def test_multilabel_npz_that_contradicts_itself_is_refused(
+    sets_archive: Path, change: Callable[[dict], dict], message: str
+):
+    np.savez(sets_archive / "test.npz", **change(sets([[0, 0, 1], [1, -1, 0]])))
+    with pytest.raises(BadInput, match=message):
+        open_task(f"npz:{sets_archive}")
+
+
+def test_numbers_where_sets_are_announced_are_refused(sets_archive: Path):
+    np.savez(sets_archive / "test.npz", **arrays([1, 0]))
+    with pytest.raises(BadInput, match=r"test\.npz has no array 'labels'"):
+        open_task(f"npz:{sets_archive}")

@@ -1,4 +1,7 @@
-"""The demos: every job in its own run, a table, pictures, and nothing done twice."""
+"""The demos: every job in its own run, a table, pictures, and nothing done twice.
+
+Those of NetTailor run here on drawn samples of a few images.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demos import _study, digits, domains
+from demos import _nettailor, _samples, _study, digits, domains, flowers, svhn, voc12
+from tailor.run import read_json
+from tailor.task import open_task
 
 
 def domain(path, classes, train=24, test=8):
@@ -80,3 +85,129 @@ def test_a_missing_folder_is_one_line(tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "gone" in err
+
+
+# NetTailor.
+
+TINY = {
+    "svhn": (svhn, lambda root: _samples.svhn(root, train=80, test=20), []),
+    "flowers": (flowers, lambda root: _samples.flowers(root, train=1, val=1, test=1), []),
+    "voc12-objects": (voc12, lambda root: _samples.voc12(root, train=80, test=20), []),
+    "voc12-images": (
+        voc12,
+        lambda root: _samples.voc12(root, train=80, test=20),
+        ["--form", "images"],
+    ),
+}
+STEPS = ("teacher", "student", "pruned", "retrained")
+
+
+@pytest.fixture(scope="module", params=TINY)
+def tailored(request, tmp_path_factory):
+    """A finished demo on a tiny sample: its module, its arguments and its folder."""
+    demo, draw, more = TINY[request.param]
+    out = tmp_path_factory.mktemp(request.param)
+    draw(out / "sample")
+    args = ["--sample", "--out", str(out), "--backbone", "small_resnet", "--weights", "random"]
+    args += ["--px", "16", "--epochs", "1", "--workers", "1", "--device", "cpu", *more]
+    assert demo.main(args) == 0
+    return demo, args, out
+
+
+def test_every_step_of_the_pipeline_has_a_run(tailored):
+    _, _, out = tailored
+    stages = [read_json(out / step / "result.json")["stage"] for step in STEPS]
+    assert stages == ["teacher", "adapt", "pruned", "retrained"]
+
+
+def test_the_published_share_of_blocks_is_removed(tailored):
+    demo, _, out = tailored
+    # Of small_resnet's 8 blocks, rounded down: 11/16 are 5, 7/16 are 3, 3/16 are 1.
+    removed = {svhn: 5, flowers: 3, voc12: 1}[demo]
+    blocks = read_json(out / "retrained" / "result.json")["blocks"]
+    assert [b["kept"] for b in blocks].count(False) == removed
+
+
+def test_the_table_tells_every_step(tailored, capfd):
+    demo, args, out = tailored
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("student.safetensors")}
+    assert demo.main(args) == 0
+    said = capfd.readouterr().out
+    assert all(step in said for step in STEPS)
+    assert "mAP" in said if "images" in args else "top-1" in said
+    assert "-sample" in said
+    # and it trained nothing again
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("student.safetensors")} == before
+
+
+def test_the_report_is_left(tailored):
+    _, _, out = tailored
+    assert "<html" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("demo", [svhn, flowers, voc12])
+def test_without_data_a_demo_says_what_to_fetch_and_that_samples_exist(demo, tmp_path, capsys):
+    args = ["--root", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert demo.main(args) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert all(word in err for word in ("--download", "fetch ", "http", str(tmp_path), "--sample"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_quick_starts_from_a_network_taught_on_drawn_characters(tmp_path, monkeypatch):
+    taught = []
+    monkeypatch.setattr(_nettailor.workflow, "teach", lambda options, **_: taught.append(options))
+    net = _nettailor._net(_nettailor.Options(quick=True), tmp_path, {})
+    assert net.backbone == "small_resnet"
+    assert net.weights == str(taught[0].out) == str(tmp_path / "source")
+    assert taught[0].data.task == "characters"
+
+
+def test_other_epochs_keep_the_shape_of_the_published_schedule():
+    recipe = svhn.recipe(_nettailor.Options())
+    # 8 of 20 epochs until the rate falls first; of 5, 2.
+    found = _nettailor._settings(_nettailor.Options(epochs=5), recipe.student)
+    assert (found.epochs, found.step_epochs, found.lr) == (5, 2, 0.1)
+    assert _nettailor._settings(_nettailor.Options(), recipe.student) == recipe.student
+
+
+# Samples.
+
+
+def test_samples_are_drawn_the_same_each_time(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for root in (one, other):
+        _samples.svhn(root / "svhn", train=20, test=10)
+        _samples.voc12(root / "voc12", train=3, test=2)
+    files = [p for p in (one / "voc12").rglob("*") if p.is_file()]
+    assert len(files) == 5 * 2 + 2 + 1  # images, annotations, lists, mark
+    for file in files:
+        assert (other / file.relative_to(one)).read_bytes() == file.read_bytes()
+    # A .mat file holds the time that it was written at.
+    tests = [open_task("svhn", root / "svhn").splits["test"] for root in (one, other)]
+    assert all(tests[0].read(i).tobytes() == tests[1].read(i).tobytes() for i in range(10))
+
+
+def test_a_sample_of_flowers_has_all_classes_in_every_split(tmp_path):
+    _samples.flowers(tmp_path, train=2, val=1, test=1)
+    splits = open_task("flowers102", tmp_path).splits
+    for name, count in (("train", 2), ("val", 1), ("test", 1)):
+        assert splits[name].labels.bincount().tolist() == [count] * 102
+
+
+def test_a_box_of_a_drawn_scene_holds_its_object_and_nothing_else():
+    image, (thing, *_) = _samples.scene(2, np.random.default_rng(1))  # a solid square first
+    left, top, right, bottom = thing.box
+    inside = np.asarray(image.crop((left - 1, top - 1, right, bottom)).convert("L"), np.float32)
+    around = np.asarray(
+        image.crop((left - 6, top - 6, right + 5, bottom + 5)).convert("L"), np.float32
+    )
+    rim = np.concatenate([around[0], around[-1], around[:, 0], around[:, -1]])
+    assert abs(np.median(inside) - np.median(rim)) > 40
+
+
+def test_some_drawn_objects_are_difficult_but_not_the_first():
+    scenes = [_samples.scene(i, np.random.default_rng(i))[1] for i in range(60)]
+    assert not any(objects[0].difficult for objects in scenes)
+    assert 5 < sum(thing.difficult for objects in scenes for thing in objects) < 40

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tailor.errors import BadInput
-from tailor.task import Files, Pixels, Split, open_task, stratified
+from tailor.task import Files, Pixels, Split, Task, _check, open_task
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -38,43 +38,6 @@ def write_npz(base: Path, labels: list[int], classes: list[str]) -> Path:
     offsets = np.cumsum([0, *map(len, files)])
     np.savez(base / "train.npz", data=np.concatenate(files), offsets=offsets, label=labels)
     return base
-
-
-def test_stratified_takes_the_rounded_share_of_every_class():
-    labels = torch.tensor([0] * 10 + [1] * 26 + [2] * 4)
-    _, taken = stratified(labels, 0.1, seed=0)
-    # 10 % of 10, 26 and 4 images: 1, 2.6 -> 3, 0.4 -> at least 1.
-    assert labels[taken].bincount().tolist() == [1, 3, 1]
-
-
-def test_stratified_keeps_one_image_of_a_class_with_two():
-    kept, taken = stratified(torch.tensor([0, 0, 1, 1]), 0.9, seed=0)
-    assert torch.tensor([0, 0, 1, 1])[kept].tolist() == [0, 1]
-    assert torch.tensor([0, 0, 1, 1])[taken].tolist() == [0, 1]
-
-
-def test_stratified_keeps_a_single_image():
-    kept, _ = stratified(torch.tensor([0, 1, 1]), 0.5, seed=0)
-    assert 0 in kept.tolist()
-
-
-def test_stratified_parts_the_whole():
-    labels = torch.arange(50) % 7
-    kept, taken = stratified(labels, 0.3, seed=3)
-    assert sorted(kept.tolist() + taken.tolist()) == list(range(50))
-
-
-def test_stratified_repeats_itself():
-    labels = torch.arange(50) % 7
-    first, again, other = (stratified(labels, 0.3, seed=s)[1] for s in (3, 3, 4))
-    assert first.tolist() == again.tolist()
-    assert first.tolist() != other.tolist()
-
-
-def test_stratified_draw_is_the_same_on_every_machine():
-    # RandomState(0).permutation([0 1 2 3]) starts with 2; numpy never changes that stream.
-    _, taken = stratified(torch.tensor([0, 0, 0, 0]), 0.25, seed=0)
-    assert taken.tolist() == [2]
 
 
 def test_validation_is_carved_out_of_train_and_leaves_test_alone():
@@ -112,6 +75,36 @@ def test_one_image_per_class_leaves_nothing_for_validation(tmp_path: Path):
     write_folder(tmp_path, {"train": {"a": 1, "b": 1}})
     with pytest.raises(BadInput, match="none to spare for validation"):
         open_task(f"folder:{tmp_path}")
+
+
+def test_limit_counts_validation_in():
+    splits = open_task("digits", limit=100).splits
+    assert (len(splits["train"]), len(splits["val"]), len(splits["test"])) == (90, 10, 539)
+
+
+def test_limit_leaves_a_validation_split_of_the_data_set_alone(tmp_path: Path):
+    write_folder(tmp_path, {"train": {"a": 6, "b": 6}, "val": {"a": 3, "b": 3}})
+    splits = open_task(f"folder:{tmp_path}", limit=4).splits
+    assert splits["train"].labels.tolist() == [0, 0, 1, 1]
+    assert len(splits["val"]) == 6
+
+
+def test_limit_above_the_data_set_changes_nothing():
+    one, other = (open_task("digits", limit=n).splits["train"] for n in (None, 10_000))
+    assert [one.where(i) for i in range(len(one))] == [other.where(i) for i in range(len(other))]
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        (0, "limit is 0 training images"),
+        (9, "9 training images leave 1 of 10 classes of digits without one: raise the limit"),
+        (10, "none to spare for validation: raise the limit"),
+    ],
+)
+def test_limit_that_leaves_nothing_to_learn_from_is_refused(limit: int, message: str):
+    with pytest.raises(BadInput, match=message):
+        open_task("digits", limit=limit)
 
 
 def test_unknown_task_suggests_the_nearest():
@@ -224,3 +217,35 @@ def test_floating_point_image_is_refused(tmp_path: Path):
     Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "x.tif")
     with pytest.raises(BadInput, match="floating-point"):
         read_one(tmp_path / "x.tif")
+
+
+def task_of_sets(rows: list[list[int]], classes: int = 2) -> Task:
+    pixels = np.zeros((len(rows), 2, 2), np.uint8)
+    split = Split(Pixels(pixels, "x"), torch.tensor(rows))
+    names = tuple("abc"[:classes])
+    return Task(name="t", classes=names, splits={"train": split}, metric="map")
+
+
+def test_split_of_sets_keeps_rows_together():
+    subset = task_of_sets([[1, 0], [0, -1], [1, 1]]).splits["train"].subset([2, 1])
+    assert subset.labels.tolist() == [[1, 1], [0, -1]]
+    assert subset.labels.dtype == torch.int8
+    assert len(subset) == 2
+
+
+def test_a_class_that_no_image_of_a_set_has_is_no_error():
+    _check(task_of_sets([[1, 0], [0, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "message"),
+    [
+        ([[1, 0], [0, 2]], 2, "x image 1 of t has label 2 for class 'b'"),
+        ([[1, -2], [0, 0]], 2, "x image 0 of t has label -2 for class 'b'"),
+        ([[0, -1], [0, 0]], 2, "no image in train of t has any class"),
+        ([[1, 0], [0, 1]], 3, r"labels of train of t have shape \(2, 2\), .* each of 3 classes"),
+    ],
+)
+def test_sets_that_are_none_are_refused(rows: list[list[int]], classes: int, message: str):
+    with pytest.raises(BadInput, match=message):
+        _check(task_of_sets(rows, classes))

@@ -1,0 +1,1 @@
+"""Independent re-statements of published programs, to compare ours with."""
