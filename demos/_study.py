@@ -24,15 +24,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from analysis.blocks import block_map
 from analysis.canvas import png
 from analysis.layers import heat_map
 from analysis.pareto import pareto_plot
 from analysis.report import write_report
 from analysis.rows import read_runs, rows
-from analysis.table import CAPTION, cells, table
+from analysis.table import caption, cells, table
 from students import nettailor, taps
 from tailor import workflow
 from tailor.cli import answered
+from tailor.opened import open_run
 from tailor.options import Adapt, Data, Mode, Net, Prune, Retrain, Teach
 from tailor.progress import Silent, wide_console
 from tailor.run import write_bytes
@@ -296,19 +298,42 @@ class _Epochs(Silent):
 
 
 def conclude(study: Study, found: list[Path], console: Console) -> list[Path]:
-    """Print the table, and write report.html, layers.png and accuracy.png into ``study.out``."""
+    """Print the table, and write the report and its pictures into ``study.out``."""
     runs = read_runs(found)
     records = rows(runs)
-    text = cells(table(records))
+    frame = table(records)
+    text = cells(frame)
     shown = Table(box=None, header_style="bold")
     for i, title in enumerate(text.columns):
         shown.add_column(title, justify="left" if i == 0 else "right")
     for line in text.itertuples(index=False):
         shown.add_row(*map(str, line))
     console.print(shown)
-    console.print(CAPTION, style="dim")
-    written = [study.out / name for name in ("report.html", "layers.png", "accuracy.png")]
-    write_report(found, written[0])
-    write_bytes(written[1], png(heat_map([r for r in runs if r.result["method"] == "taps"])))
-    write_bytes(written[2], png(pareto_plot(table(records))))
-    return written
+    console.print(caption(frame), style="dim")
+    pictures = {"accuracy.png": lambda: pareto_plot(frame)}
+    if layered := [r for r in runs if r.result["method"] == "taps"]:
+        pictures["layers.png"] = lambda: heat_map(layered)
+    if study.tailored:
+        mixed = [r for r in runs if r.result["method"] == "nettailor"]
+        pictures["blocks.png"] = lambda: block_map(mixed)
+        pictures["macs.png"] = lambda: pareto_plot(frame, cost="macs")
+        _print_latency([r.path for r in runs if r.result["stage"] != "adapt"], console)
+    report = study.out / "report.html"
+    write_report(found, report)
+    for name, draw in pictures.items():
+        write_bytes(study.out / name, png(draw()))
+    return [report, *(study.out / name for name in pictures)]
+
+
+def _print_latency(paths: list[Path], console: Console) -> None:
+    """Milliseconds of the first seed's networks: after all training, when the machine is quiet."""
+    shown = Table(box=None, header_style="bold", title="one image, one thread, in turns")
+    for i, title in enumerate(("run", "ms", "backbone ms", "ratio", "spread")):
+        shown.add_column(title, justify="left" if i == 0 else "right")
+    for path in paths:
+        if "-s0" in path.name:
+            time = workflow.speed(open_run(path).student)
+            ratio = f"{time['ratio']:.2f}"
+            values = f"{time['ms']:.2f}", f"{time['ms_backbone']:.2f}", ratio
+            shown.add_row(str(path), *values, f"{time['spread']:.2f}")
+    console.print(shown)

@@ -198,11 +198,23 @@ def _evaluate(args: list[str], command: str, machine: bool) -> Shown:
     from tailor.options import Evaluate
 
     o = _parse(Evaluate, "evaluate", _positional(args))
-    result = workflow.evaluate(o.run, split=o.split, device=o.device, root=o.root)
-    return result, lambda r: print(
-        f"{r['run']}: {r['metric']} {100 * r['value']:.2f} % on {r['n']} images of {r['task']} "
-        f"({r['split']})"
+    result = workflow.evaluate(
+        o.run, split=o.split, device=o.device, root=o.root, latency=o.latency
     )
+    return result, _show_measured
+
+
+def _show_measured(r: dict[str, Any]) -> None:
+    said = (
+        f"{r['metric']} {100 * r['value']:.2f} % on {r['n']} images of {r['task']} ({r['split']})"
+    )
+    if "latency" in r:
+        time = r["latency"]
+        said += (
+            f"; {time['ms']:.2f} ms per image, {time['ratio']:.2f}x of the backbone's "
+            f"{time['ms_backbone']:.2f} ms (spread {time['spread']:.2f}, one thread)"
+        )
+    print(f"{r['run']}: {said}")
 
 
 def _merge(args: list[str], command: str, machine: bool) -> Shown:
@@ -294,8 +306,8 @@ def _show_table(rows: list[dict[str, Any]], out: Path | None) -> None:
     table = Table(
         box=None,
         header_style="bold",
-        caption="layers adapted, universal blocks kept; params: one task's network, MACs: one image, "
-        "both in backbones; multiple: trunk and this task; all without heads",
+        caption="layers adapted, universal blocks kept; params: one task's network, MACs: one "
+        "image, both in backbones; multiple: trunk and this task; all without heads",
         caption_justify="left",
     )
     words = ("run", "task", "method", "stage")
@@ -313,7 +325,7 @@ def _show_table(rows: list[dict[str, Any]], out: Path | None) -> None:
             *(str(r[word]) for word in words),
             _percent(r["val"]),
             _percent(r["test"]),
-            f"{r['layers_adapted']}/{r['layers']}",
+            "-" if _mixes_blocks(r) else f"{r['layers_adapted']}/{r['layers']}",
             "-" if kept is None or blocks is None else f"{kept}/{blocks}",
             "-" if network is None else f"{network / params['universal']:.3f}",
             f"{macs['student'] / macs['backbone']:.3f}" if macs["backbone"] else "-",
@@ -324,6 +336,12 @@ def _show_table(rows: list[dict[str, Any]], out: Path | None) -> None:
     console.print(table)
     if out is not None:
         console.print(f"written: {out}", highlight=False, markup=False)
+
+
+def _mixes_blocks(row: dict[str, Any]) -> bool:
+    """Whether the method chooses among blocks, so that no layer is ever adapted."""
+    gates = row.get("gates") or []
+    return row.get("gated") == "blocks" or any(g["kind"] != "delta" for g in gates)
 
 
 def _percent(value: float | None) -> str:

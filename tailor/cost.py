@@ -376,6 +376,37 @@ def latency(fn: Callable[[], object], *, rounds: int, warmup: int = 3) -> Latenc
     return Latency(statistics.median(seconds), spread(seconds))
 
 
+class Compared(NamedTuple):
+    """Wall time of one function against another, timed in turns."""
+
+    seconds: float  # median of the first
+    reference: float  # median of the second
+    ratio: float  # median over the rounds of first / second; above 1: slower
+    spread: float  # interquartile range of that ratio
+
+
+def compare(
+    fn: Callable[[], object], reference: Callable[[], object], *, rounds: int, warmup: int = 3
+) -> Compared:
+    """Time two functions in turns, so that both see the same machine.
+
+    Args:
+        fn, reference: on an accelerator each must wait for its own result.
+        rounds: calls of each that are timed, at least 1.
+        warmup: calls of each before them that are not.
+    """
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for turn in range(-warmup, rounds):
+        # Who goes first alternates: the second finds the caches as the first left them.
+        for first in (True, False) if turn % 2 else (False, True):
+            seconds = latency(fn if first else reference, rounds=1, warmup=0).seconds
+            if turn >= 0:
+                times[first].append(seconds)
+    ratios = [a / b for a, b in zip(times[True], times[False], strict=True)]
+    medians = statistics.median(times[True]), statistics.median(times[False])
+    return Compared(*medians, statistics.median(ratios), spread(ratios))
+
+
 def spread(values: Sequence[float]) -> float:
     """Interquartile range, in the unit of ``values``; 0 for a single value."""
     if len(values) < 2:

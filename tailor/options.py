@@ -196,6 +196,9 @@ class Evaluate:
     """Which images."""
     device: str = "auto"
     """Where to compute."""
+    latency: bool = False
+    """Also time one image through the merged network, and through the plain backbone in turns with
+    it, on one thread of the CPU."""
     root: str | None = None
     """Folder with the data sets, if it moved since."""
 

@@ -73,7 +73,7 @@ def connection(
         kept: names of paths that stay anyway.
         last: node to reach.
     """
-    # Node -> (minus the removed blocks on the way, product of gates), and the way; larger is better.
+    # Node -> (minus the removed blocks on the way, product of gates), larger is better; the way.
     best: dict[int, tuple[tuple[int, float], tuple[Path, ...]]] = {0: ((0, 1.0), ())}
     for path in sorted(paths, key=lambda p: (p.source, p.target)):
         if path.source in best:

@@ -12,7 +12,10 @@ import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import torch
+from torch import nn
 
 from tailor import catalog, cost
 from tailor.data import Batches
@@ -308,15 +311,21 @@ def retrain(options: Retrain, *, tell: Reporter = _nobody, command: str = "") ->
 
 
 def evaluate(
-    path: Path, *, split: Split = "test", device: str = "auto", root: str | None = None
+    path: Path,
+    *,
+    split: Split = "test",
+    device: str = "auto",
+    root: str | None = None,
+    latency: bool = False,
 ) -> dict[str, Any]:
-    """Measure a finished run again: {run, task, split, metric, value, n}.
+    """Measure a finished run again: {run, task, split, metric, value, n}, and its latency.
 
     Args:
         path: the run.
         split: which images; ``val`` where the task has no test split.
         device: where to compute.
         root: the data sets' folder, if it moved since.
+        latency: add the fields of ``speed`` under ``latency``.
     """
     opened = open_run(path)
     data = dataclasses.replace(opened.data, root=root) if root else opened.data
@@ -334,7 +343,30 @@ def evaluate(
         "metric": task.metric,
         "value": value,
         "n": images,
-    }
+    } | ({"latency": speed(opened.student)} if latency else {})
+
+
+def speed(student: Student, *, rounds: int = 40) -> dict[str, float]:
+    """Time one image through the merged network and the plain backbone, on one thread of the CPU.
+
+    Returns:
+        ``ms`` and ``ms_backbone`` (medians of wall time), ``ratio`` of the two (below 1: faster
+        than the backbone) and its interquartile range ``spread``.
+    """
+    threads, size = torch.get_num_threads(), student.universal.input_size
+    images = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+    # The same head on both sides, so that the ratio compares bodies.
+    head = cast(nn.Module, student.task.head)
+    merged, plain = student.merge().cpu(), nn.Sequential(student.universal.model, head)
+    plain.cpu().eval()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            found = cost.compare(lambda: merged(images), lambda: plain(images), rounds=rounds)
+    finally:
+        torch.set_num_threads(threads)
+    milliseconds = {"ms": 1000 * found.seconds, "ms_backbone": 1000 * found.reference}
+    return milliseconds | {"ratio": found.ratio, "spread": found.spread}
 
 
 def merge(path: Path, out: Path) -> dict[str, Any]:

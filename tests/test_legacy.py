@@ -237,7 +237,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
     torch.save(saved(), tmp_path / "cut.pth")
     content = (tmp_path / "cut.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(content[: len(content) // 2])
-    with pytest.raises(BadInput, match="cannot be read.*fetch or write it again"):
+    with pytest.raises(BadInput, match=r"cannot be read.*fetch or write it again"):
         read_nettailor(tmp_path / "cut.pth")
 
 
