@@ -28,7 +28,7 @@ from rich.table import Table
 
 from analysis.report import write_report
 from students import nettailor
-from tailor import workflow
+from tailor import shrink, workflow
 from tailor.cli import answered
 from tailor.datasets._sample import is_sample
 from tailor.errors import BadInput
@@ -104,7 +104,9 @@ SOURCE = Teach(
     mode="scratch",
     data=Data(task="characters", px=32, crop="pad", pad=2),
     net=Net(backbone="small_resnet"),
-    train=Settings(epochs=6, batch=64, lr=0.1, weight_decay=5e-4, warmup_epochs=0.5),
+    train=Settings(
+        epochs=6, batch=32, lr=0.03, nesterov=True, warmup_epochs=0.3, weight_decay=5e-4
+    ),
 )
 
 
@@ -182,8 +184,8 @@ def run(options: Options, recipe: Recipe, out: Path, command: str = "") -> list[
         within=options.within,
         proxy_threshold=recipe.proxy_threshold,
     )
-    workflow.prune(prune, **told)
-    workflow.retrain(Retrain(run=pruned, out=retrained, teacher=teacher, train=trains[2]), **told)
+    shrink.prune(prune, **told)
+    shrink.retrain(Retrain(run=pruned, out=retrained, teacher=teacher, train=trains[2]), **told)
     return runs
 
 

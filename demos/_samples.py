@@ -242,7 +242,7 @@ def scene(number: int, random: Random) -> tuple[Image.Image, list[Marked]]:
 
 def _outline(kind: int, size: tuple[int, int], random: Random) -> Image.Image:
     """White on black: outline ``kind`` // 2 somewhere in the picture, solid or hollow."""
-    radius = random.uniform(16, 30)
+    radius = random.uniform(20, 34)
     turn = math.radians(random.uniform(-12, 12))
     x, y = (random.uniform(radius + 8, edge - radius - 8) for edge in size)
     across, down = np.array(OUTLINES[kind // 2]).T * radius

@@ -32,7 +32,7 @@ from analysis.report import write_report
 from analysis.rows import read_runs, rows
 from analysis.table import caption, cells, table
 from students import nettailor, taps
-from tailor import workflow
+from tailor import shrink, workflow
 from tailor.cli import answered
 from tailor.opened import open_run
 from tailor.options import Adapt, Data, Mode, Net, Prune, Retrain, Teach
@@ -55,7 +55,7 @@ class Study:
     taps: taps.Config = field(default_factory=taps.Config)
     tailored: Mapping[str, nettailor.Config] = field(default_factory=dict)  # job name -> settings
     tailoring: Settings = field(default_factory=Settings)  # of a NetTailor student, then retrained
-    within: float = 1.0  # points below the teacher that a pruned NetTailor may lose on validation
+    counts: tuple[int, ...] = ()  # universal blocks that a NetTailor student loses
 
     @property
     def adapt(self) -> Settings:
@@ -99,7 +99,7 @@ def jobs(study: Study) -> list[Job]:
                 epochs = study.adapt.epochs + study.retrain.epochs
                 students.append(Job(name, data, seed, "taps", lam, epochs))
             for word, config in study.tailored.items():
-                epochs = 2 * study.tailoring.epochs
+                epochs = (1 + len(study.counts)) * study.tailoring.epochs
                 name = f"{task}/{word}-s{seed}"
                 students.append(Job(name, data, seed, "nettailor", config.lam, epochs, config))
     return references + students
@@ -171,13 +171,14 @@ def run(study: Study, *, command: str, workers: int | None = None) -> list[Path]
                     for worker in set(multiprocessing.active_children()) - others:
                         worker.terminate()
                     raise
-    return [study.out / path for job in todo for path in _kept(job)]
+    return [study.out / path for job in todo for path in _kept(study, job)]
 
 
-def _kept(job: Job) -> list[str]:
+def _kept(study: Study, job: Job) -> list[str]:
     """What the report shows of a job: of TAPS the retrained student, of NetTailor every stage."""
     if job.method == "nettailor":
-        return [job.name, f"{job.name}-pruned", f"{job.name}-pruned-retrained"]
+        pruned = [f"{job.name}-off{count}" for count in study.counts]
+        return [job.name, *(f"{name}{end}" for name in pruned for end in ("", "-retrained"))]
     return [f"{job.name}-pruned-retrained"] if job.method == "taps" else [job.name]
 
 
@@ -241,7 +242,7 @@ def _run_job(study: Study, job: Job, source: str, news: Any, command: str) -> di
         task = short(job.data)
         teacher = study.out / f"{task}/finetune-s{job.seed}"
         train = dataclasses.replace(study.tailoring, seed=job.seed)
-        workflow.adapt(
+        result = workflow.adapt(
             Adapt(
                 out=out,
                 method="nettailor",
@@ -254,14 +255,11 @@ def _run_job(study: Study, job: Job, source: str, news: Any, command: str) -> di
             tell=told.listen,
             command=command,
         )
-        pruned = out.with_name(out.name + "-pruned")
-        within = Prune(run=out, out=pruned, within=study.within, trial_epochs=1, teacher=teacher)
-        workflow.prune(within, command=command)
-        result = workflow.retrain(
-            Retrain(run=pruned, train=dataclasses.replace(train, schedule="cosine")),
-            tell=told.listen,
-            command=command,
-        )
+        for count in study.counts:
+            pruned = out.with_name(f"{out.name}-off{count}")
+            shrink.prune(Prune(run=out, out=pruned, count=count), command=command)
+            again = Retrain(run=pruned, train=dataclasses.replace(study.reference, seed=job.seed))
+            result = shrink.retrain(again, tell=told.listen, command=command)
     elif job.method == "taps":
         config = dataclasses.replace(study.taps, lam=job.lam or 0.0)
         train = dataclasses.replace(study.adapt, seed=job.seed)
@@ -270,10 +268,10 @@ def _run_job(study: Study, job: Job, source: str, news: Any, command: str) -> di
         )
         workflow.adapt(adapted, tell=told.listen, command=command)
         pruned = out.with_name(out.name + "-pruned")
-        workflow.prune(Prune(run=out, out=pruned), command=command)
+        shrink.prune(Prune(run=out, out=pruned), command=command)
         again = dataclasses.replace(study.retrain, seed=job.seed)
         retrained = Retrain(run=pruned, train=again)
-        result = workflow.retrain(retrained, tell=told.listen, command=command)
+        result = shrink.retrain(retrained, tell=told.listen, command=command)
     else:
         train = dataclasses.replace(study.reference, seed=job.seed)
         mode = cast(Mode, job.method)

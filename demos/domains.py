@@ -46,11 +46,11 @@ class Options:
     lams: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
     """Prices of TAPS, in loss per backbone adapted."""
     nettailor: tuple[float, ...] = ()
-    """Prices of NetTailor, in loss per backbone; each pruned within a point of its teacher."""
+    """Prices of NetTailor, in loss per backbone."""
+    counts: tuple[int, ...] = (3, 4)
+    """Universal blocks that NetTailor's students lose; each count is retrained."""
     variants: tuple[Literal["alone", "local"], ...] = ()
     """NetTailor also without a teacher, or with the published program's local distillation."""
-    within: float = 1.0
-    """Points below the teacher that a pruned NetTailor may lose on validation images."""
     limit: int | None = None
     """Use at most so many training images of a target."""
     references: tuple[str, ...] = ("finetune", "probe")
@@ -122,8 +122,8 @@ def study(options: Options) -> _study.Study:
         reference=reference,
         taps=taps.Config(price=options.price),
         tailored=tailored,
-        tailoring=dataclasses.replace(reference, lr=0.05, schedule="constant"),
-        within=options.within,
+        tailoring=dataclasses.replace(reference, lr=0.05),
+        counts=options.counts,
     )
 
 

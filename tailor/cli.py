@@ -162,21 +162,21 @@ def _peek(args: list[str], flag: str, default: str) -> str:
 
 
 def _prune(args: list[str], command: str, machine: bool) -> Shown:
-    from tailor import workflow
+    from tailor import shrink
     from tailor.options import Prune
 
     options = _parse(Prune, "prune", _positional(args))
-    return workflow.prune(options, tell=_teller(machine), command=command), _show_result
+    return shrink.prune(options, tell=_teller(machine), command=command), _show_result
 
 
 def _retrain(args: list[str], command: str, machine: bool) -> Shown:
-    from tailor import workflow
+    from tailor import shrink
     from tailor.distributed import joined
     from tailor.options import Retrain
 
     options = _parse(Retrain, "retrain", _positional(args))
     with joined():
-        return workflow.retrain(options, tell=_teller(machine), command=command), _show_result
+        return shrink.retrain(options, tell=_teller(machine), command=command), _show_result
 
 
 def _import(args: list[str], command: str, machine: bool) -> Shown:

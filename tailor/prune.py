@@ -103,7 +103,10 @@ def search(
         return prune(student, Rule(count=count, proxy_threshold=proxy_threshold))
 
     def tried(count: int) -> bool:
-        smaller = candidate(count)[0]
+        try:
+            smaller = candidate(count)[0]
+        except BadInput:  # nothing would be left
+            return False
         left = smaller.gates() or [g for g in gates if g.name in smaller.kept()]
         costs = {"params": sum(g.params for g in left), "macs": sum(g.macs for g in left)}
         trials.append(Trial(count=count, accuracy=accuracy(smaller), **costs))
@@ -118,6 +121,8 @@ def search(
         for count in range(layers + 1):
             tried(count)
     good = [t for t in trials if t.accuracy >= floor]
+    if not trials:
+        candidate(0)  # says why there is nothing to try
     if not good:
         best = max(trials, key=lambda t: t.accuracy)
         raise BadInput(
