@@ -152,7 +152,7 @@ def flowers(root: Path, *, train: int = 10, val: int = 3, test: int = 5) -> None
     write_flowers(root, images, labels, ids)
 
 
-def voc12(root: Path, *, train: int = 500, test: int = 250) -> None:
+def voc12(root: Path, *, train: int = 800, test: int = 300) -> None:
     """Draw so many scenes of one to four objects."""
     write_voc(
         root,

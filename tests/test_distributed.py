@@ -26,6 +26,8 @@ CASES = {
     ),
     "finetune": ("finetune", {"clip": 1.0, "nesterov": True}, {}),
     "probe": ("probe", {"optimizer": "adamw"}, {}),
+    # Batch norm of proxies over both processes, a teacher in each, two pieces.
+    "nettailor": ("nettailor", {"accumulate": 2, "weight_decay": 1e-3}, {"lam": 0.3}),
 }
 
 
@@ -105,7 +107,7 @@ def test_some_gates_closed_on_the_way(trained):
     assert sum(last.values()) < 3
 
 
-@pytest.mark.parametrize("name", ["taps", "finetune"])
+@pytest.mark.parametrize("name", ["taps", "finetune", "nettailor"])
 def test_two_processes_resume_to_the_same_bits(trained, tmp_path, name):
     train_together(tmp_path, name, 3, 7)
     whole, parts = (read_tensors(f / "weights.1") for f in (trained[name][1], tmp_path))

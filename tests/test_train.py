@@ -302,6 +302,19 @@ def test_a_compiled_student_trains_to_the_same_weights_while_gates_close(monkeyp
     assert in_training.count(True) == 1  # once for all patterns of gates
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("kind", ["end-to-end", "local"])
+def test_a_compiled_nettailor_trains_to_the_same_weights(monkeypatch, kind):
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f: original(f, backend="eager"))
+    torch.compiler.reset()
+    plain, compiled = (tiny.student("nettailor", distillation=kind) for _ in range(2))
+    train_tiny(plain, settings(epochs=2, select="last"))
+    train_tiny(compiled, settings(epochs=2, select="last", compile=True))
+    for a, b in zip(plain.task.parameters(), compiled.task.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

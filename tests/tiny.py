@@ -11,12 +11,14 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from students import finetune, probe, taps
+from students import finetune, nettailor, probe, taps
+from tailor.adapters import new_head
 from tailor.backbone import Backbone
 from tailor.data import Batches
 from tailor.progress import Silent
 from tailor.run import read_log
 from tailor.task import Pixels, Split
+from tailor.teacher import Teacher
 from tailor.view import View
 
 PX, CLASSES = 8, 3
@@ -43,6 +45,37 @@ def conv_net(*, dropout: float = 0.0, seed: int = 0) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Backbone(Net(), name="conv_net", input_size=(3, PX, PX))
+
+
+class Block(nn.Module):
+    """A residual block of 6 channels whose final ReLU is a module of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(6)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        """Same shape out as in."""
+        return self.act(x + self.bn(self.conv(x)))
+
+
+def block_net(seed: int = 0) -> Backbone:
+    """A stem and a chain of three residual blocks: 3 x 8 x 8 to 6."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 6, 3, padding=1)
+            self.blocks = nn.Sequential(Block(), Block(), Block())
+
+        def forward(self, x):
+            return self.blocks(self.stem(x)).mean((2, 3))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Backbone(Net(), name="block_net", input_size=(3, PX, PX))
 
 
 def transformer(*, drop_path: float = 0.0) -> Backbone:
@@ -79,9 +112,14 @@ def batches(count: int, batch: int, *, train: bool, seed: int = 0, **options: ob
 
 
 def student(method: str, backbone: Backbone | None = None, **options: object) -> nn.Module:
-    """A student of ``conv_net`` with a head for ``CLASSES``."""
-    modules = {"taps": taps, "finetune": finetune, "probe": probe}
+    """A student of ``conv_net`` with a head for ``CLASSES``; one of ``block_net`` with a teacher."""
+    modules = {"taps": taps, "finetune": finetune, "probe": probe, "nettailor": nettailor}
     module = modules[method]
+    if method == "nettailor":
+        found = module.build(block_net(), CLASSES, module.Config(**options), seed=1)
+        network = nn.Sequential(block_net(seed=2).model, new_head(6, CLASSES, seed=2))
+        found.teacher = Teacher(network, [f"0.blocks.{i}" for i in range(3)])
+        return found
     return module.build(backbone or conv_net(), CLASSES, module.Config(**options), seed=1)
 
 
