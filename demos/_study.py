@@ -308,13 +308,15 @@ def conclude(study: Study, found: list[Path], console: Console) -> list[Path]:
         shown.add_row(*map(str, line))
     console.print(shown)
     console.print(caption(frame), style="dim")
-    pictures = {"accuracy.png": lambda: pareto_plot(frame)}
+    # Between pruning and retraining a network is at chance: a point that squeezes all others.
+    shown_points = frame[frame["stage"] != "pruned"]
+    pictures = {"accuracy.png": lambda: pareto_plot(shown_points)}
     if layered := [r for r in runs if r.result["method"] == "taps"]:
         pictures["layers.png"] = lambda: heat_map(layered)
     if study.tailored:
         mixed = [r for r in runs if r.result["method"] == "nettailor"]
         pictures["blocks.png"] = lambda: block_map(mixed)
-        pictures["macs.png"] = lambda: pareto_plot(frame, cost="macs")
+        pictures["macs.png"] = lambda: pareto_plot(shown_points, cost="macs")
         _print_latency([r.path for r in runs if r.result["stage"] != "adapt"], console)
     report = study.out / "report.html"
     write_report(found, report)

@@ -17,11 +17,11 @@ from demos._nettailor import Options, Recipe, schedule
 from tailor.options import Data
 
 
-def recipe(_: Options) -> Recipe:
+def recipe(options: Options) -> Recipe:
     """As published: the short side 256 px, a random resized crop of 224, half of them mirrored."""
-    return Recipe(
+    published = Recipe(
         name="flowers",
-        data=Data(task="flowers102", crop="rrc", flip=True),
+        data=Data(task="flowers102", px=224, crop="rrc", flip=True),
         teacher=schedule(epochs=50, batch=64, lr=0.01, step=20),
         student=schedule(epochs=50, batch=32, lr=0.1, step=20),
         retrain=schedule(epochs=60, batch=32, lr=0.01, step=20),
@@ -29,6 +29,7 @@ def recipe(_: Options) -> Recipe:
         proxy_threshold=0.04,
         draw=_samples.flowers,
     )
+    return _nettailor.quick(published, epochs=20, lr=0.03) if options.quick else published
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,11 +17,11 @@ from demos._nettailor import Options, Recipe, schedule
 from tailor.options import Data
 
 
-def recipe(_: Options) -> Recipe:
+def recipe(options: Options) -> Recipe:
     """As published: enlarged to 256 px, a random window of 224, never mirrored."""
-    return Recipe(
+    published = Recipe(
         name="svhn",
-        data=Data(task="svhn", crop="random"),
+        data=Data(task="svhn", px=224, crop="random"),
         teacher=schedule(epochs=20, batch=64, lr=0.01, step=8),
         student=schedule(epochs=20, batch=32, lr=0.1, step=8),
         retrain=schedule(epochs=20, batch=32, lr=0.01, step=8),
@@ -29,6 +29,7 @@ def recipe(_: Options) -> Recipe:
         proxy_threshold=0.075,
         draw=_samples.svhn,
     )
+    return _nettailor.quick(published, epochs=8, lr=0.01) if options.quick else published
 
 
 def main(argv: Sequence[str] | None = None) -> int:

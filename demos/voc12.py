@@ -37,9 +37,9 @@ class Options(_nettailor.Options):
 def recipe(options: Options) -> Recipe:
     """As published: scaled to a square of 224 px whatever the shape, half of them mirrored."""
     task = "voc12_objects" if options.form == "objects" else "voc12"
-    return Recipe(
+    published = Recipe(
         name=f"voc12-{options.form}",
-        data=Data(task=task, squash=True, crop="none", flip=True),
+        data=Data(task=task, px=224, squash=True, crop="none", flip=True),
         teacher=schedule(epochs=50, batch=64, lr=0.01, step=20),
         student=schedule(epochs=50, batch=32, lr=0.1, step=20),
         retrain=schedule(epochs=60, batch=32, lr=0.01, step=20),
@@ -47,6 +47,11 @@ def recipe(options: Options) -> Recipe:
         proxy_threshold=0.1,
         draw=_samples.voc12,
     )
+    if not options.quick:
+        return published
+    if options.form == "images":  # objects are small within an image
+        return _nettailor.quick(published, epochs=20, lr=0.1, px=64)
+    return _nettailor.quick(published, epochs=8, lr=0.03)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,8 +13,11 @@ import pytest
 from PIL import Image
 
 from demos import _nettailor, _samples, _study, digits, domains, flowers, svhn, voc12
+from demos._nettailor import Options
+from tailor.options import Net
 from tailor.run import read_json
 from tailor.task import open_task
+from tailor.view import View
 
 
 def domain(path, classes, train=24, test=8):
@@ -123,9 +126,15 @@ def test_every_step_of_the_pipeline_has_a_run(tailored):
 def test_the_published_share_of_blocks_is_removed(tailored):
     demo, _, out = tailored
     # Of small_resnet's 8 blocks, rounded down: 11/16 are 5, 7/16 are 3, 3/16 are 1.
-    removed = {svhn: 5, flowers: 3, voc12: 1}[demo]
-    blocks = read_json(out / "retrained" / "result.json")["blocks"]
-    assert [b["kept"] for b in blocks].count(False) == removed
+    count = {svhn: 5, flowers: 3, voc12: 1}[demo]
+    result = read_json(out / "pruned" / "result.json")
+    assert result["pruned_by"] == f"{count} smallest gates removed"
+
+
+def test_what_is_pruned_stays_away(tailored):
+    _, _, out = tailored
+    pruned, retrained = (read_json(out / step / "result.json") for step in STEPS[2:])
+    assert retrained["kept"] == pruned["kept"]
 
 
 def test_the_table_tells_every_step(tailored, capfd):
@@ -158,18 +167,53 @@ def test_without_data_a_demo_says_what_to_fetch_and_that_samples_exist(demo, tmp
 def test_quick_starts_from_a_network_taught_on_drawn_characters(tmp_path, monkeypatch):
     taught = []
     monkeypatch.setattr(_nettailor.workflow, "teach", lambda options, **_: taught.append(options))
-    net = _nettailor._net(_nettailor.Options(quick=True), tmp_path, {})
-    assert net.backbone == "small_resnet"
-    assert net.weights == str(taught[0].out) == str(tmp_path / "source")
-    assert taught[0].data.task == "characters"
+    net = _nettailor._taught(svhn.recipe(Options(quick=True)), tmp_path, {})
+    assert net == Net(backbone="small_resnet", weights=str(tmp_path / "source"))
+    assert (taught[0].out, taught[0].data.task) == (tmp_path / "source", "characters")
+
+
+@pytest.mark.parametrize(
+    ("demo", "students", "retrainings", "step", "remove", "threshold"),
+    [(svhn, 20, 20, 8, 11, 0.075), (flowers, 50, 60, 20, 7, 0.04), (voc12, 50, 60, 20, 3, 0.1)],
+)
+def test_the_defaults_are_the_published_ones(demo, students, retrainings, step, remove, threshold):
+    options = demo.Options()
+    recipe = _nettailor.adjusted(demo.recipe(options), options)
+    trainings = (recipe.teacher, recipe.student, recipe.retrain)
+    assert [t.epochs for t in trainings] == [students, students, retrainings]
+    assert [(t.batch, t.lr) for t in trainings] == [(64, 0.01), (32, 0.1), (32, 0.01)]
+    for t in trainings:
+        assert (t.schedule, t.step_epochs, t.step_factor) == ("step", step, 0.1)
+        assert (t.momentum, t.weight_decay, t.warmup_epochs) == (0.9, 5e-4, 0)
+        assert (t.optimizer, t.nesterov, t.select) == ("sgd", False, "last")
+    assert (recipe.remove, recipe.proxy_threshold) == (remove, threshold)
+    assert (recipe.config.lam, recipe.config.distill, recipe.config.max_skip) == (0.3, 10, 3)
+    assert recipe.net == Net(backbone="resnet34", weights="pretrained")
+    assert (recipe.data.px, recipe.data.limit) == (224, None)
+
+
+def test_published_crops_are_stored_at_256_pixels():
+    # A random window or a random resized crop of 224 from 256; VOC is scaled to 224 at once.
+    for demo, side in ((svhn, 256), (flowers, 256), (voc12, 224)):
+        data = demo.recipe(demo.Options()).data
+        view = View(px=data.px, crop=data.crop, squash=data.squash, resize=data.resize)
+        assert view.side == side
 
 
 def test_other_epochs_keep_the_shape_of_the_published_schedule():
-    recipe = svhn.recipe(_nettailor.Options())
     # 8 of 20 epochs until the rate falls first; of 5, 2.
-    found = _nettailor._settings(_nettailor.Options(epochs=5), recipe.student)
+    options = Options(epochs=5)
+    found = _nettailor.adjusted(svhn.recipe(options), options).student
     assert (found.epochs, found.step_epochs, found.lr) == (5, 2, 0.1)
-    assert _nettailor._settings(_nettailor.Options(), recipe.student) == recipe.student
+
+
+def test_what_is_asked_for_replaces_the_recipe():
+    options = Options(quick=True, backbone="resnet18", px=64, limit=99, lam=2, distill=3, seed=4)
+    found = _nettailor.adjusted(flowers.recipe(options), options)
+    assert found.net == Net(backbone="resnet18", weights="pretrained")
+    assert (found.data.px, found.data.limit) == (64, 99)
+    assert (found.config.lam, found.config.distill) == (2, 3)
+    assert {t.seed for t in (found.teacher, found.student, found.retrain)} == {4}
 
 
 # Samples.
