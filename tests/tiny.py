@@ -112,7 +112,7 @@ def batches(count: int, batch: int, *, train: bool, seed: int = 0, **options: ob
 
 
 def student(method: str, backbone: Backbone | None = None, **options: object) -> nn.Module:
-    """A student with a head for ``CLASSES``: of ``conv_net``; nettailor of ``block_net``, taught."""
+    """A student for ``CLASSES`` classes: of ``conv_net``; nettailor of ``block_net``, taught."""
     modules = {"taps": taps, "finetune": finetune, "probe": probe, "nettailor": nettailor}
     module = modules[method]
     if method == "nettailor":
