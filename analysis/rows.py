@@ -23,7 +23,10 @@ GROUP = ("task", "backbone", "method", "stage", "price", "lam", "variant", "rule
 EXPERIMENT = tuple(name for name in GROUP if name not in ("stage", "rule"))  # its stages together
 
 _NEEDED = ("task", "method", "backbone", "seed", "stage", "layers", "layers_adapted", "params")
-_PARAMS = ("universal", "task", "deltas", "norms", "scores", "head", "multiple", "network")
+_PARAMS = (
+    *("universal", "task", "deltas", "norms", "scores", "adapters", "head"),
+    *("multiple", "network"),
+)
 _PATHS = ("universal", "proxy")  # kinds of gates that lead into a block
 _METHODS = ("finetune", "scratch", "probe")  # the references come first, methods by name after them
 _STAGES = ("teacher", "adapt", "pruned", "retrained")

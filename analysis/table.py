@@ -22,7 +22,8 @@ from analysis.rows import EXPERIMENT, GROUP, group, labels, order
 CAPTION = (
     "Accuracy is the mean over seeds ± the sample standard deviation. “Deltas” are the weights "
     "that a task adds to the backbone's layers; “×” is (backbone + all that the task stores: "
-    "deltas, norms, scores) / backbone. Both leave the head out. One MAC is one multiply-add."
+    "deltas or proxies, norms, scores) / backbone. Both leave the head out. One MAC is one "
+    "multiply-add."
 )
 NETWORK_CAPTION = (
     "A task that chooses blocks stores proxies instead. “Network” is the merged network of one "

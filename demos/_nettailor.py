@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import tyro
 from rich.table import Table
 
+from analysis.architecture import draw
 from analysis.report import write_report
 from students import nettailor
 from tailor import shrink, workflow
@@ -174,9 +175,11 @@ def _everything(options: Options, recipe: Recipe, command: str) -> int:
     console.print(table(results))
     if back := results[2]["reopened"]:
         console.print(f"Kept, because nothing else was left in their place: {', '.join(back)}")
-    report = out / "report.html"
+    report, gates = out / "report.html", out / "gates.gif"
     write_report(runs, report)
-    console.print(f"{time.monotonic() - began:.0f} s. Written: {report}", highlight=False)
+    draw(runs[1], gates)
+    told = f"{time.monotonic() - began:.0f} s. Written: {report}, {gates} (gates over epochs)"
+    console.print(told, highlight=False)
     return 0
 
 

@@ -166,7 +166,18 @@ def _prune(args: list[str], command: str, machine: bool) -> Shown:
     from tailor.options import Prune
 
     options = _parse(Prune, "prune", _positional(args))
-    return shrink.prune(options, tell=_teller(machine), command=command), _show_result
+    return shrink.prune(options, tell=_teller(machine), command=command), _show_pruned
+
+
+def _show_pruned(result: dict[str, Any]) -> None:
+    """The table, and what the rule alone would not explain."""
+    _show_table([result], None)
+    for word, why in (
+        ("excluded", "also removed, because nothing arrives there or leaves"),
+        ("reopened", "kept in spite of the rule, because the network was cut apart"),
+    ):
+        if names := result.get(word):
+            print(f"{why}: {', '.join(names)}")
 
 
 def _retrain(args: list[str], command: str, machine: bool) -> Shown:
@@ -222,9 +233,16 @@ def _merge(args: list[str], command: str, machine: bool) -> Shown:
     from tailor.options import Merge
 
     o = _parse(Merge, "merge", _positional(args))
-    return workflow.merge(o.run, o.out), lambda r: print(
-        f"{r['out']}: {r['backbone']} with {r['classes']} classes, {r['bytes']:,} bytes"
-    )
+    return workflow.merge(o.run, o.out), _show_merged
+
+
+def _show_merged(r: dict[str, Any]) -> None:
+    print(f"{r['out']}: {r['backbone']} with {r['classes']} classes, {r['bytes']:,} bytes")
+    if not r["timm"]:
+        print(
+            f"no plain timm model: in Python, tailor.open_run({r['run']!r}).student.merge() builds "
+            f"the network that this state dict fits"
+        )
 
 
 def _report(args: list[str], command: str, machine: bool) -> Shown:

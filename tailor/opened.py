@@ -52,6 +52,11 @@ def open_run(path: str | Path) -> Opened:
     if not (path / "result.json").exists():
         raise BadInput(f"run {path} is not finished; repeat the command that made it")
     result = dict(read_json(path / "result.json"))
+    if missing := {"config", "stage", "task", "metric"} - result.keys():
+        raise BadInput(
+            f"{path}/result.json lacks {min(missing)!r}, so it is damaged; restore it, or delete "
+            f"the run and repeat its command"
+        )
     config = result["config"]
     net = Net(**config["net"])
     backbone = backbone_of(net, Data(**config["data"]))
@@ -145,7 +150,7 @@ def teacher_of(student: Student, path: Path, classes: Sequence[str], data: Data)
     try:
         opened = open_run(path)
     except BadInput as error:
-        raise BadInput(f"teacher: {error}") from error
+        raise BadInput(f"teacher: {error} (name it with --teacher RUN)") from error
     theirs, ours = opened.student.universal, student.universal
     config = opened.result["config"]
     facts = [

@@ -91,6 +91,8 @@ class Teach:
 class Adapt(Generic[C]):
     """Adapt a frozen backbone to a task, learning where it must change.
 
+    Each method has options of its own: `tailor adapt --method nettailor --help` shows NetTailor's.
+
     Example: tailor adapt --task svhn --method taps --backbone resnet34 --lam 0.1 --out
     runs/svhn/taps
     """
@@ -126,7 +128,8 @@ class Prune:
     threshold: float | None = None
     """Keep layers, blocks and proxies with at least this score or gate."""
     count: int | None = None
-    """Remove so many layers or universal blocks, smallest scores or gates first."""
+    """Remove so many layers or universal blocks, smallest scores or gates first. Proxies below
+    their threshold go too, and blocks that nothing arrives at or leaves then."""
     share: float | None = None
     """Remove this share of the layers or universal blocks, in [0, 1]."""
     budget: str | None = None
@@ -206,6 +209,9 @@ class Evaluate:
 @dataclass(frozen=True, kw_only=True)
 class Merge:
     """Fold a finished run into one plain network: a state dict under timm's names.
+
+    A network of NetTailor is no plain timm model: its state dict fits what
+    `tailor.open_run(RUN).student.merge()` builds in Python.
 
     Example: tailor merge runs/svhn/taps-pruned-retrained --out svhn.safetensors
     """

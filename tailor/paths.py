@@ -65,7 +65,8 @@ def connection(
     """The way from the stem to node ``last`` that brings back the least of what was removed.
 
     Among the ways with the fewest removed universal blocks (a rule asked for their removal, and a
-    proxy is cheap), the one with the largest product of gates; a kept path counts as 1.
+    proxy is cheap), those through the most kept ones (around which nothing would be left to do);
+    among these the one with the largest product of gates, where a kept path counts as 1.
 
     Args:
         paths: all of them, removed ones too.
@@ -73,14 +74,16 @@ def connection(
         kept: names of paths that stay anyway.
         last: node to reach.
     """
-    # Node -> (minus the removed blocks on the way, product of gates), larger is better; the way.
-    best: dict[int, tuple[tuple[int, float], tuple[Path, ...]]] = {0: ((0, 1.0), ())}
+    # Node -> (minus removed blocks, kept blocks, product of gates), larger is better; and the way.
+    best: dict[int, tuple[tuple[int, int, float], tuple[Path, ...]]] = {0: ((0, 0, 1.0), ())}
     for path in sorted(paths, key=lambda p: (p.source, p.target)):
         if path.source in best:
-            (blocks, strength), way = best[path.source]
-            if path.name not in kept:
-                blocks -= path.kind == "universal"
-                strength *= gates[path.name]
-            if path.target not in best or (blocks, strength) > best[path.target][0]:
-                best[path.target] = (blocks, strength), (*way, path)
+            (removed, through, strength), way = best[path.source]
+            stays, block = path.name in kept, path.kind == "universal"
+            removed -= block and not stays
+            through += block and stays
+            strength *= 1.0 if stays else gates[path.name]
+            rank = (removed, through, strength)
+            if path.target not in best or rank > best[path.target][0]:
+                best[path.target] = rank, (*way, path)
     return best[last][1]

@@ -127,7 +127,8 @@ def search(
         best = max(trials, key=lambda t: t.accuracy)
         raise BadInput(
             f"no pruned student reaches {100 * floor:.2f} %: the best, with {best.count} removed, "
-            f"has {100 * best.accuracy:.2f} %; allow more with --within, or train longer"
+            f"has {100 * best.accuracy:.2f} %; retrain candidates (--trial-epochs 1), keep more "
+            f"proxies (--proxy-threshold 0), allow more (--within), or train longer"
         )
     smaller, report = candidate(min(good, key=lambda t: (t.macs, t.params)).count)
     return smaller, report, sorted(trials, key=lambda t: t.count)
@@ -167,6 +168,9 @@ def _chosen(student: Gated, gates: Sequence[Gate], rule: Rule) -> tuple[list[str
     rules = {name: v for name in given if (v := getattr(rule, name)) is not None}
     if len(rules) > 1:
         raise BadInput(f"{' and '.join(rules)} exclude each other; give one of them")
+    for name in ("threshold", "proxy_threshold"):
+        if (value := getattr(rule, name)) is not None and not math.isfinite(value):
+            raise BadInput(f"{name} is {value}; give a finite number")
     layers = [g for g in gates if g.kind != "proxy"]
     what = "score" if any(g.kind == "delta" for g in gates) else "gate"
     proxies = _proxies(gates, rule)

@@ -112,7 +112,10 @@ def _searched(
     student, data = opened.student, opened.data
     trained = Settings(**opened.result["config"]["train"])
     path = _teacher_path(opened, options.teacher)
-    reference = open_run(path).student if path else student
+    try:
+        reference = open_run(path).student if path else student
+    except BadInput as error:
+        raise BadInput(f"teacher: {error} (name it with --teacher RUN)") from error
     floor = measure(reference, task, "val", data, trained)[0] - options.within / 100
     settings = dataclasses.replace(
         Settings(), **_of_place(trained), epochs=max(options.trial_epochs, 1), select="last"

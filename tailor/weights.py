@@ -22,6 +22,11 @@ def weights_file(path: Path) -> Path:
     """The weights file that ``path`` names: itself, or that of a finished teacher's run."""
     if path.is_dir():
         inside = path / "weights.safetensors"
+        if not inside.is_file() and (path / "result.json").is_file():
+            raise BadInput(
+                f"{path} is the run of a student, which leaves no plain weights; name the run of a "
+                f"teacher (`tailor teach`, mode finetune or scratch) or a weights file"
+            )
         if not inside.is_file():
             raise BadInput(
                 f"{path} holds no weights.safetensors: finish that teacher first "

@@ -32,7 +32,7 @@ from tailor.session import (
     splits_of,
 )
 from tailor.settings import Settings
-from tailor.student import Student
+from tailor.student import Distilled, Gated, Student
 from tailor.task import Task
 from tailor.train import Fitted
 from tailor.train import fit as train_student
@@ -111,7 +111,8 @@ def fit(
         train: how to train; ``SELECTING`` by default.
         data: how images are seen; the backbone's size and normalisation by default.
         stage: ``adapt``, or ``teacher`` for a reference.
-        teacher: the run that the student learns from, to be found again by ``retrain``.
+        teacher: the run that the student learns from, for a method that distils; ``retrain`` finds
+            it again.
         tell: who is told; a progress bar where somebody watches.
         command: what to show as the origin of the run.
 
@@ -121,6 +122,8 @@ def fit(
     Raises:
         BadInput: the directory belongs to something else, or training is impossible.
     """
+    if isinstance(student, Distilled) and student.teacher is None:
+        attach_teacher(student, teacher, task.classes, data or Data(task=task.spec))
     train = train or SELECTING
     data = data or Data(task=task.spec, root=task.root)
     data = dataclasses.replace(data, px=student.universal.input_size[-1])
@@ -235,6 +238,10 @@ def speed(student: Student, *, rounds: int = 40) -> dict[str, float]:
     return milliseconds | {"ratio": found.ratio, "spread": found.spread}
 
 
+def _mixes(student: Gated) -> bool:
+    return any(gate.kind != "delta" for gate in student.gates())
+
+
 def merge(path: Path, out: Path) -> dict[str, Any]:
     """Write a finished run as one plain state dict (timm names), everything folded in."""
     opened = open_run(path)
@@ -248,9 +255,12 @@ def merge(path: Path, out: Path) -> dict[str, Any]:
         "input_size": backbone.input_size,
         "mean": backbone.mean,
         "std": backbone.std,
+        "method": opened.student.method,
+        "kept": opened.result.get("kept"),
     }
     write_tensors(out, network.state_dict(), about)
     return {
+        "timm": not (isinstance(opened.student, Gated) and _mixes(opened.student)),
         "run": str(path),
         "out": str(out),
         "backbone": opened.student.universal.name,

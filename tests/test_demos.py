@@ -149,9 +149,11 @@ def test_the_table_tells_every_step(tailored, capfd):
     assert {p: p.stat().st_mtime_ns for p in out.rglob("student.safetensors")} == before
 
 
-def test_the_report_is_left(tailored):
+def test_report_and_picture_are_left(tailored):
     _, _, out = tailored
     assert "<html" in (out / "report.html").read_text()
+    with Image.open(out / "gates.gif") as picture:
+        assert picture.width > 300
 
 
 @pytest.mark.parametrize("demo", [svhn, flowers, voc12])

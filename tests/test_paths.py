@@ -48,10 +48,13 @@ def test_a_network_cut_in_two_has_no_live_path():
 
 def test_the_connection_takes_kept_paths_and_the_strongest_of_the_others():
     gates = dict.fromkeys(BY_NAME, 0.1) | {"c<-b": 0.6, "c": 0.9, "d<-b": 0.5}
-    # stem -a- b, then the direct skip .5 beats .6 * 1 (d kept) only if d is not kept.
+    # stem -a- b, then the direct skip .5 beats .6 * .1 through node c.
     assert names(connection(PATHS, gates, {"a", "b"}, 4)) == ["a", "b", "d<-b"]
     # The removed block c has the larger gate, but a proxy comes back before a block does.
     assert names(connection(PATHS, gates, {"a", "b", "d"}, 4)) == ["a", "b", "c<-b", "d"]
+    # A stronger skip around a kept block would orphan it.
+    around = gates | {"d<-b": 0.99, "c<-b": 0.01}
+    assert names(connection(PATHS, around, {"a", "b", "d"}, 4)) == ["a", "b", "c<-b", "d"]
     blocks_only = [p for p in PATHS if p.kind == "universal"]
     assert names(connection(blocks_only, gates, {"a", "b", "d"}, 4)) == ["a", "b", "c", "d"]
 

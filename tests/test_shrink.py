@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import tailor
+from students import nettailor
 from tailor import cli
+from tailor.backbone import Backbone
+from tailor.errors import BadInput
 from tailor.opened import open_run
 from tailor.run import read_log
+from tailor.settings import Settings
 from tests.test_cli import FAST, NET, call, machine, result
 
 DIGITS = ["--task", "digits", *NET, "--crop", "none", *FAST]
@@ -222,3 +228,53 @@ def test_a_moved_teacher_can_be_named_again(runs, capsys, tmp_path):
     finally:
         (runs / "moved").rename(runs / "teacher")
     assert json.loads((tmp_path / "r" / "result.json").read_text())["stage"] == "retrained"
+
+
+def test_python_without_a_teacher_is_refused_as_the_shell_is(tmp_path):
+    student = nettailor.build(Backbone.create("small_resnet", weights="random", px=16), 10)
+    with pytest.raises(BadInput, match="distils from a teacher: give --teacher RUN"):
+        tailor.fit(student, tailor.open_task("digits"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_python_attaches_the_teacher_it_is_given(runs, tmp_path):
+    student = nettailor.build(Backbone.create("small_resnet", weights="random", px=16), 10)
+    settings = Settings(epochs=1, batch=256, lr=0.01, device="cpu")
+    found = tailor.fit(
+        student,
+        tailor.open_task("digits"),
+        out=tmp_path / "run",
+        train=settings,
+        teacher=runs / "teacher",
+    )
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    assert [r["train_distillation"] > 0 for r in log if r["kind"] == "epoch"] == [True]
+    assert found["config"]["teacher"] == str((runs / "teacher").resolve())
+
+
+def test_a_merged_file_fits_the_network_that_the_run_builds(runs, capsys, tmp_path):
+    found = machine(capsys, "merge", runs / "p", "--out", tmp_path / "m.safetensors")
+    assert found["timm"] is False
+    network = open_run(runs / "p").student.merge()
+    network.load_state_dict(load_file(tmp_path / "m.safetensors"))
+    assert (
+        "tailor.open_run"
+        in call(capsys, "merge", runs / "p", "--out", tmp_path / "n.safetensors")[1]
+    )
+
+
+def test_pruning_says_what_the_rule_alone_does_not_explain(runs, capsys, tmp_path):
+    args = ["--share", "0.5", "--proxy-threshold", "0.9", "--out", tmp_path / "x"]
+    code, out, _ = call(capsys, "prune", runs / "nt", *args)
+    found = result(tmp_path / "x")
+    assert code == 0
+    assert found["reopened"]
+    assert f"was cut apart: {', '.join(found['reopened'])}" in out
+
+
+def test_a_damaged_result_is_one_line(runs, capsys, tmp_path):
+    shutil.copytree(runs / "p", tmp_path / "broken")
+    (tmp_path / "broken" / "result.json").write_text("{}")
+    code, _, err = call(capsys, "evaluate", tmp_path / "broken")
+    assert code == 2
+    assert "lacks 'config', so it is damaged" in err
