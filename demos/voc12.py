@@ -1,8 +1,10 @@
 """NetTailor on VOC 2012, by the published recipe: objects cut out, or whole images.
 
 python -m demos.voc12 --download                       the published schedule: a GPU
-python -m demos.voc12 --quick --sample                 TODO
-python -m demos.voc12 --quick --sample --form images   TODO
+python -m demos.voc12 --quick --sample                 2 to 7 min on 2 cores; teacher 100 %,
+                                                       NetTailor 100 % with 7 of 8 blocks
+python -m demos.voc12 --quick --sample --form images   5 min on 2 cores; mAP: teacher 45.0 %,
+                                                       NetTailor 38.6 % with 7 of 8 blocks
 
 Published (ResNet-34, objects, top-1): fine-tuning 82.82 %, NetTailor 82.90 % with 36.1 % fewer
 parameters and 3 of 16 blocks removed. Its balancing of the classes is left out, and so are the
