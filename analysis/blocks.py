@@ -9,16 +9,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import canvas, grid
+from analysis.answer import Answer
 from analysis.layers import stage
-from analysis.rows import EXPERIMENT, Run, gates_blocks, grouped, labels
+from analysis.rows import Run, final, gates_blocks, labels
 from analysis.table import count
 from tailor.errors import BadInput
+
+
+def answer(runs: Sequence[Run]) -> Answer:
+    """The gates of all universal blocks, a line per experiment.
+
+    Raises:
+        BadInput: runs of different backbones, or none that gates paths.
+    """
+    frame = block_table(runs).rename_axis("setting")
+    kept = kept_table(runs).sum(axis=1)
+    bars = grid.strips(frame, block_facts(runs), top=1.0)
+    shown = pd.DataFrame({"Setting": frame.index, "Blocks": bars, "Kept": [count(k) for k in kept]})
+    return Answer(
+        "Which universal blocks were kept",
+        "Gate of each universal block's own path, mean over seeds; 0 where the block was removed "
+        f"({grid.SCALE}). Every experiment is told in its last stage.",
+        frame,
+        block_map(runs),
+        shown,
+    )
 
 
 def gates_table(run: Run) -> pd.DataFrame:
@@ -62,7 +82,7 @@ def block_table(runs: Sequence[Run]) -> pd.DataFrame:
         BadInput: runs of different backbones, or none that gates paths.
     """
     names = list(block_facts(runs).index)
-    found = _last_stages(runs)
+    found = final([run for run in runs if gates_blocks(run)])
     lines = []
     for _, members in found:
         tables = [gates_table(run).set_index("path")["gate"].fillna(0.0) for run in members]
@@ -74,7 +94,7 @@ def block_table(runs: Sequence[Run]) -> pd.DataFrame:
 def kept_table(runs: Sequence[Run]) -> pd.DataFrame:
     """The rows and columns of ``block_table``: the share of seeds that kept the block."""
     names = list(block_facts(runs).index)
-    found = _last_stages(runs)
+    found = final([run for run in runs if gates_blocks(run)])
     lines = [
         [
             sum(run.result["blocks"][i]["kept"] for run in members) / len(members)
@@ -155,21 +175,3 @@ def check(run: Run) -> None:
         raise BadInput(
             f"{name}/result.json lists no blocks; delete the file and repeat the run's command"
         )
-
-
-def _last_stages(runs: Sequence[Run]) -> list[tuple[dict[str, Any], list[Run]]]:
-    """Of each experiment its last stage: the ones before still had what was pruned since."""
-    found = grouped([run for run in runs if gates_blocks(run)])
-    latest: dict[tuple[Any, ...], tuple[dict[str, Any], list[Run]]] = {}
-    for row, members in found:  # stages follow each other, so a later one replaces
-        latest[*(row[name] for name in EXPERIMENT), row["rule"]] = row, members
-    pruned = {
-        tuple(row[name] for name in EXPERIMENT)
-        for row, _ in latest.values()
-        if row["stage"] != "adapt"
-    }
-    return [
-        (row, members)
-        for row, members in latest.values()
-        if row["stage"] != "adapt" or tuple(row[name] for name in EXPERIMENT) not in pruned
-    ]

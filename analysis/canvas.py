@@ -15,7 +15,7 @@ from functools import cache
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 
@@ -48,6 +48,11 @@ def shade(colour: str, most: float = 1.0) -> LinearSegmentedColormap:
 def figure(width: float, height: float) -> Figure:
     """An empty figure, sizes in inches, whose parts keep out of each other's way."""
     return Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
+
+
+def remark(figure: FigureBase, text: str) -> None:
+    """A quiet line above a figure that says how to read it."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize=8.5, color=MUTED)
 
 
 def sheet(width: float, height: float) -> Axes:
@@ -90,10 +95,10 @@ def plain(text: object, width: int = 44) -> str:
     return f" {line}" if line.startswith("_") else line
 
 
-def png(figure: Figure) -> bytes:
-    """The figure on light paper, 150 dots per inch."""
+def png(figure: Figure, dpi: int = 150) -> bytes:
+    """The figure on light paper, ``dpi`` dots per inch."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    figure.savefig(buffer, format="png", dpi=dpi)
     few = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     small = io.BytesIO()
     few.save(small, format="png", optimize=True)  # a third of the bytes, no visible difference

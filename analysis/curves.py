@@ -134,7 +134,7 @@ def _draw_scores(axes: Axes, run: Run) -> None:
     """A line per layer, blue at the input and orange at the output; thin while it is closed."""
     table = score_table(run)
     canvas.dress(axes, title=f"Scores, seed {canvas.plain(run.result['seed'])}", x="Epoch")
-    colours = _depth_colours(table.shape[1])
+    colours = depth_colours(table.shape[1])
     entries = {i: e.get("on") or {} for i, e in enumerate(_epochs(run), start=1)}
     for colour, name in zip(colours, table.columns, strict=True):
         score = table[name]
@@ -151,7 +151,7 @@ def _draw_gates(axes: Axes, run: Run) -> None:
     table = gate_table(run)
     canvas.dress(axes, title=f"Gates, seed {canvas.plain(run.result['seed'])}", x="Epoch")
     blocks = list(dict.fromkeys(path.partition("<-")[0] for path in table.columns))
-    colours = dict(zip(blocks, _depth_colours(len(blocks)), strict=True))
+    colours = dict(zip(blocks, depth_colours(len(blocks)), strict=True))
     dot = "o" if len(table) == 1 else None
     for path in (*(block for block in blocks if block in table.columns), *strongest(table)):
         target, proxy, _ = path.partition("<-")
@@ -167,7 +167,7 @@ def _draw_gates(axes: Axes, run: Run) -> None:
 
 def _depth_bar(figure: Figure, panels: list[Axes], run: Run) -> None:
     depth = max(score_table(run).shape[1], len(run.result.get("blocks") or []), 1)
-    mapping = ScalarMappable(cmap=ListedColormap(_depth_colours(depth)))
+    mapping = ScalarMappable(cmap=ListedColormap(depth_colours(depth)))
     mapping.set_array([])
     bar = figure.colorbar(mapping, ax=panels, fraction=0.03, pad=0.01, aspect=18)
     bar.outline.set_edgecolor(GRID)
@@ -177,7 +177,7 @@ def _depth_bar(figure: Figure, panels: list[Axes], run: Run) -> None:
     bar.ax.tick_params(labelsize=8, labelcolor=INK, length=0)
 
 
-def _depth_colours(depth: int) -> list[str]:
+def depth_colours(depth: int) -> list[str]:
     """Blue at the input to orange at the output; the ends of the map would vanish in the paper."""
     scale = sns.color_palette("plasma", as_cmap=True)
     return [to_hex(scale(0.08 + 0.74 * i / max(depth - 1, 1))) for i in range(depth)]
@@ -185,7 +185,7 @@ def _depth_colours(depth: int) -> list[str]:
 
 def _mark_threshold(axes: Axes, run: Run, side: Literal["left", "right"] = "right") -> None:
     """A dashed rule at the threshold, named on the side where fewer lines pass."""
-    threshold = _threshold(run)
+    threshold = threshold_of(run)
     if threshold is not None:
         axes.axhline(threshold, color=INK, lw=1, ls=(0, (4, 3)))
         axes.annotate(
@@ -218,7 +218,7 @@ def _logged(run: Run, name: str) -> pd.DataFrame:
     return frame
 
 
-def _threshold(run: Run) -> float | None:
+def threshold_of(run: Run) -> float | None:
     """The threshold of the method, if its configuration has one, at the top or one level down."""
     config = run.result.get("config") or {}
     inner = [config, *(value for value in config.values() if isinstance(value, dict))]

@@ -18,10 +18,15 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis import canvas
 from analysis.canvas import GRID, INK, MUTED
+from analysis.rows import BETWEEN
+
+SHADES = "·░▒▓█"  # nothing, up to a third, up to two thirds, more, everything
+SCALE = "· none, ░ ▒ ▓ a third each, █ all"
 
 _MAX_NAMES = 40  # more names than this cannot be read side by side
 _MAX_NUMBERS = 20  # more columns than this leave no room for a number in a cell
 _UNDER_INK = 0.6  # opacity of the darkest cell if numbers are written on it
+_MANY_LINES = 24  # more rows than this are drawn thinner
 _FEW = 3  # rows; fewer are no height for a colour bar
 
 
@@ -52,8 +57,9 @@ def draw(
     """
     lines, depth = table.shape
     width = min(14.0, max(8.5, 3.6 + 0.27 * depth))
-    figure = canvas.figure(width, 2.6 + 0.27 * lines)
-    heights = (0.62, 0.27 * lines)
+    high = 0.27 if lines <= _MANY_LINES else 0.19  # inches of a row
+    figure = canvas.figure(width, 2.6 + high * lines)
+    heights = (0.62, high * lines)
     costs, cells = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": heights})
     _draw_costs(costs, facts, cost, characters=14 * (width - 3.2))
     numbers = numbers and depth <= _MAX_NUMBERS
@@ -65,8 +71,10 @@ def draw(
     )  # fmt: skip
     _name_columns(cells, list(table.columns))
     cells.set_yticks([i + 0.5 for i in range(lines)])
-    cells.set_yticklabels([canvas.plain(n) for n in table.index], rotation=0)
-    cells.tick_params(axis="y", labelsize=8.5, labelcolor=INK, length=0)
+    cells.set_yticklabels(_row_names(table.index), rotation=0)
+    cells.tick_params(axis="y", labelsize=8.5 if high > 0.2 else 7.5, labelcolor=INK, length=0)
+    for start in _begins(table.index)[1:]:
+        cells.axhline(start, color=MUTED, linewidth=1.1)
     cells.set_ylabel("")
     for edge in _edges(facts)[1:]:
         cells.axvline(edge, color=MUTED, linewidth=1.1)
@@ -80,6 +88,28 @@ def draw(
     _colour_bar(figure, [cells] if lines >= _FEW else [costs, cells], top, ticks)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK, fontweight="bold")
     return figure
+
+
+def strips(table: pd.DataFrame, facts: pd.DataFrame, *, top: float) -> list[str]:
+    """Each line of ``table`` as text: one character per column, a space between stages.
+
+    Args:
+        table: one line per row, in [0, ``top``].
+        facts: one line per column of ``table`` with its ``stage``.
+        top: what the darkest character stands for.
+    """
+    starts = set(_edges(facts)[1:])
+    return [
+        "".join(" " * (i in starts) + _shade(value / top) for i, value in enumerate(line))
+        for line in table.to_numpy()
+    ]
+
+
+def _shade(share: float) -> str:
+    """Nothing and everything have characters of their own; between them three steps."""
+    if share <= 0 or share >= 1:
+        return SHADES[0] if share <= 0 else SHADES[-1]
+    return SHADES[1 + min(int(3 * share), 2)]
 
 
 def _draw_costs(axes: Axes, facts: pd.DataFrame, cost: str, characters: float) -> None:
@@ -118,6 +148,21 @@ def _draw_costs(axes: Axes, facts: pd.DataFrame, cost: str, characters: float) -
                 (start + end) / 2, 1.05, canvas.plain(text), transform=axes.get_xaxis_transform(),
                 ha="center", va="bottom", fontsize=8, color=MUTED,
             )  # fmt: skip
+
+
+def _row_names(names: Sequence[str]) -> list[str]:
+    """``task · setting``: of rows that follow each other only the first one names the task."""
+    begins = set(_begins(names))
+    return [
+        canvas.plain(name if i in begins else str(name).rpartition(BETWEEN)[2])
+        for i, name in enumerate(names)
+    ]
+
+
+def _begins(names: Sequence[str]) -> list[int]:
+    """The rows at which another task begins."""
+    tasks = [str(name).partition(BETWEEN)[0] if BETWEEN in str(name) else "" for name in names]
+    return [i for i, task in enumerate(tasks) if i == 0 or task != tasks[i - 1]]
 
 
 def _name_columns(axes: Axes, names: Sequence[str]) -> None:

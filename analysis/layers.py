@@ -16,16 +16,75 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import canvas, grid
-from analysis.rows import EXPERIMENT, Run, gates_blocks, grouped, labels
+from analysis.answer import Answer
+from analysis.rows import EXPERIMENT, Run, final, gates_blocks, grouped, labels
 from analysis.table import count
 from tailor.errors import BadInput
 
 Value = Literal["on", "change"]
+Group = Literal["stage", "kind"]
 
 _TITLES = {
     "on": "Share of seeds that adapted the layer",
     "change": "Relative change of weights, ‖delta‖ / ‖universal‖",
 }
+
+
+def answer(runs: Sequence[Run], value: Value = "on", group: Group = "stage") -> Answer:
+    """Share of seeds that adapted each layer, or how far it moved; a line per experiment.
+
+    Args:
+        runs: runs of one backbone, any tasks; those that chose between layers are told, or all
+            where none did.
+        value: see ``layer_table``.
+        group: layers in network order, or by what they do in their block (``role``).
+
+    Raises:
+        BadInput: runs of different backbones, or none that lists its layers.
+    """
+    chosen = selective(runs)
+    if runs and not chosen:
+        raise BadInput(
+            "these runs chose between blocks and adapted no layer; `tailor blocks` shows the "
+            "blocks that they kept"
+        )
+    if value == "change":  # before it is retrained, a student's weights are on their way
+        chosen = [run for _, members in final(chosen) for run in members]
+    frame, facts = arranged(layer_table(chosen, value), layer_facts(chosen), group)
+    top = _top(frame, value)
+    shown = pd.DataFrame({"Setting": frame.index, "Layers": grid.strips(frame, facts, top=top)})
+    if value == "on":
+        shown["Adapted"] = _sums(frame, facts)
+    dark = grid.SCALE if value == "on" else f"{grid.SCALE.rpartition(',')[0]}, █ {top:.3g}"
+    order = "Input on the left." if group == "stage" else "Grouped by what a layer does."
+    parts = ", ".join(dict.fromkeys(facts["stage"]))
+    return Answer(
+        _TITLES[value],
+        f"{order} One character per layer: {dark}; a space separates {parts}. "
+        "Percent: share of all layers' parameters. A stage that adapts the same layers as the one "
+        "before it has no line.",
+        frame.rename_axis("setting"),
+        heat_map(chosen, value, group),
+        shown,
+    )
+
+
+def arranged(
+    table: pd.DataFrame, facts: pd.DataFrame, group: Group
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Table and facts with their layers in network order, or those of one role together.
+
+    Args:
+        table: of ``layer_table``.
+        facts: of ``layer_facts``.
+        group: ``kind`` puts the role of a layer in the place of its stage.
+    """
+    if group == "stage":
+        return table, facts
+    roles = pd.Series([role(str(name)) for name in facts.index], index=facts.index)
+    first = {r: i for i, r in reversed(list(enumerate(roles)))}
+    order = roles.map(first).sort_values(kind="stable").index
+    return table[list(order)], facts.assign(stage=roles).loc[order]
 
 
 def layer_table(runs: Sequence[Run], value: Value = "on") -> pd.DataFrame:
@@ -105,6 +164,19 @@ def stage(name: str) -> str:
     return parts[0]
 
 
+def role(name: str) -> str:
+    """What a layer does in its block: ``layer1.0.conv2`` is a ``conv2``, as in every block.
+
+    ``blocks.3.mlp.fc1`` is an ``mlp.fc1``; a layer in no block, such as the stem, is ``no block``.
+    """
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    if not numbers or len(parts) <= 2:
+        return "no block"
+    deepest = numbers[-1] if numbers[-1] < len(parts) - 1 else (numbers[:-1] or [0])[-1]
+    return ".".join(part for part in parts[deepest + 1 :] if not part.isdigit()) or "no block"
+
+
 def selective(runs: Sequence[Run]) -> list[Run]:
     """The runs that chose between layers, or all if none did: a row of ones says nothing.
 
@@ -120,14 +192,14 @@ def selective(runs: Sequence[Run]) -> list[Run]:
     return chosen or runs
 
 
-def heat_map(runs: Sequence[Run], value: Value = "on") -> Figure:
+def heat_map(runs: Sequence[Run], value: Value = "on", group: Group = "stage") -> Figure:
     """Draw ``layer_table(runs, value)`` with the cost of each layer above it.
 
     Raises:
         BadInput: runs of different backbones, or none that lists its layers.
     """
-    table, facts = layer_table(runs, value), layer_facts(runs)
-    top = 1.0 if value == "on" else max(float(table.to_numpy().max()), 1e-6)
+    table, facts = arranged(layer_table(runs, value), layer_facts(runs), group)
+    top = _top(table, value)
     return grid.draw(
         table,
         facts,
@@ -137,6 +209,11 @@ def heat_map(runs: Sequence[Run], value: Value = "on") -> Figure:
         ticks=("none", "half", "all") if value == "on" else _rounded(top),
         sums=_sums(table, facts) if value == "on" else None,
     )
+
+
+def _top(table: pd.DataFrame, value: Value) -> float:
+    """The value of the darkest cell."""
+    return 1.0 if value == "on" else max(float(table.to_numpy().max()), 1e-6)
 
 
 def _sums(table: pd.DataFrame, facts: pd.DataFrame) -> list[str]:

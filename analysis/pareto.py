@@ -1,9 +1,10 @@
 """Accuracy against cost: which λ is worth its weights, or its compute?
 
-The cost is what the task adds in parameters, or what its network needs in MACs. One series per
-method and stage, a point per λ, bars for the spread over seeds. Points that no other one beats in
-both accuracy and cost form the Pareto front. Fine-tuning and the probe are the
-two ends to compare with: everything may change, nothing may.
+The cost is what the task adds in parameters, or what its network needs in MACs or wall time. One
+series per method and stage, a point per λ; thick bars are the spread over seeds, thin ones the
+95 % confidence interval of the mean. Points that no other one beats in both accuracy and cost form
+the Pareto front. Fine-tuning and the probe are the two ends to compare with: everything may change,
+nothing may.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from matplotlib.transforms import Bbox
 
 from analysis import canvas
+from analysis.answer import Answer
 from analysis.canvas import INK, MUTED, PAPER
-from analysis.rows import several_priced
-from analysis.table import settled
+from analysis.rows import Run, rows, several_priced
+from analysis.table import number, settled, table
+from tailor.errors import BadInput
 
-Cost = Literal["params", "macs"]
+Cost = Literal["params", "macs", "latency"]
 
 _REFERENCES = ("finetune", "scratch", "probe")
 # Places for a label around its point in pixels; a 0 is centred, a negative one ends there.
@@ -35,6 +38,12 @@ _ACCURACIES = (*range(0, 91, 10), 95, 98, 99, 99.5, 100)
 _COSTS: dict[Cost, tuple[str, str]] = {  # column of the table, title of the axis
     "params": ("task_percent", "Added parameters, % of the backbone (without head)"),
     "macs": ("macs_ratio", "MACs of the network, % of the backbone"),
+    "latency": ("latency_ratio", "Wall time of one image, % of the backbone's"),
+}
+_NAMES: dict[Cost, str] = {
+    "params": "added parameters",
+    "macs": "MACs",
+    "latency": "latency",
 }
 _MARKERS = {"adapt": "o", "pruned": "v", "retrained": "D"}
 
@@ -88,22 +97,67 @@ def priced_in(frame: pd.DataFrame) -> Cost:
     return "macs" if set(methods_of(frame)["gated"]) == {"blocks"} else "params"
 
 
+def answer(runs: Sequence[Run], cost: Cost = "params") -> Answer:
+    """Accuracy and cost of every setting, and which of them are on the front of their task.
+
+    Raises:
+        BadInput: no run has its latency measured, and ``cost`` asks for it.
+    """
+    frame = table(rows(runs))
+    if frame[_COSTS[cost][0]].isna().all():
+        raise BadInput(
+            "no run has its latency measured; `tailor evaluate RUN --latency` or "
+            "`tailor pareto RUN... --cost latency` measures it"
+            if cost == "latency"
+            else f"no run tells its {cost}; repeat the runs"
+        )
+    if frame["backbone"].nunique() > 1:  # costs are in percent of a backbone: a panel for each
+        frame["task"] = frame["task"] + " on " + frame["backbone"]
+    points = pareto_table(frame, cost)
+    names = ["seeds", "cost", "accuracy", "spread", "ci95", "split", "front"]
+    names += ["latency_ms"] if cost == "latency" else []
+    shown = pd.DataFrame({"Task": points["task"], "Setting": points["label"]})
+    if points["task"].nunique() == 1:
+        shown = shown.drop(columns="Task")
+    shown["Seeds"] = [str(seeds) for seeds in points["seeds"]]
+    shown["Cost, %"] = [number(value, ".3g") for value in points["cost"]]
+    if cost == "latency":
+        shown["ms"] = [number(value, ".3g") for value in points["latency_ms"]]
+    for title, name in (("Accuracy, %", "accuracy"), ("± sd", "spread"), ("± 95 %", "ci95")):
+        shown[title] = [number(value, ".2f") for value in points[name]]
+    shown["Front"] = ["yes" if on else "" for on in points["front"]]
+    return Answer(
+        f"Accuracy against {_NAMES[cost]}",
+        f"Cost: {_COSTS[cost][1][0].lower()}{_COSTS[cost][1][1:]}. Accuracy of the test split "
+        "(validation where there is none), mean over seeds; “± sd” is the sample standard "
+        "deviation, “± 95 %” half the confidence interval of the mean (Student's t of n - 1). On "
+        "the front no setting is both better and cheaper, by means."
+        + (" Latency is measured: small differences are noise." if cost == "latency" else ""),
+        points.set_index(["task", "label"]).rename_axis(["task", "setting"])[names],
+        pareto_plot(frame, cost),
+        shown,
+    )
+
+
 def pareto_table(frame: pd.DataFrame, cost: Cost = "params") -> pd.DataFrame:
     """What the figure draws.
 
     Args:
         frame: what ``analysis.table.table`` returned, of one backbone. Of a student that was
             pruned, the stage before is left out.
-        cost: ``params``: all that the task stores without head; ``macs``: of its merged network.
+        cost: ``params``: all that the task stores without head; ``macs``, ``latency``: of its
+            merged network.
 
     Returns:
         ``task``, ``label``, ``method``, ``stage``, ``lam``, ``rule``, ``series`` (method and its
-        settings, and price if there are several), ``cost`` (in percent of the backbone's),
-        ``accuracy``, ``spread`` (percent, on the test split, or on validation for tasks where a
-        test value is missing), ``split``, ``front``.
+        settings, and price if there are several), ``seeds``, ``latency_ms``, ``cost`` (in percent
+        of the backbone's), ``accuracy``, ``spread`` (percent, on the test split, or on validation
+        for tasks where a test value is missing), ``ci95`` (half of the 95 % confidence interval of
+        the mean), ``split``, ``front``.
     """
     frame = settled(frame)
-    points = frame[["task", "label", "method", "stage", "lam", "rule"]].copy()
+    names = ["task", "label", "method", "stage", "lam", "rule", "seeds", "latency_ms"]
+    points = frame[names].copy()
     lines = frame.to_dict("records")
     priced = several_priced(lines)
     points["series"] = [
@@ -114,13 +168,14 @@ def pareto_table(frame: pd.DataFrame, cost: Cost = "params") -> pd.DataFrame:
         )
         for line in lines
     ]
-    points["cost"] = frame[_COSTS[cost][0]] * (100 if cost == "macs" else 1)
+    points["cost"] = frame[_COSTS[cost][0]] * (1 if cost == "params" else 100)
     for task, lines in points.groupby("task", sort=False):
         known = frame.loc[lines.index]
         split = "val" if known["test"].isna().any() and known["val"].notna().any() else "test"
         chosen = points["task"] == task
         points.loc[chosen, "accuracy"] = known[split]
         points.loc[chosen, "spread"] = known[f"{split}_spread"]
+        points.loc[chosen, "ci95"] = known[f"{split}_ci"]
         points.loc[chosen, "split"] = split
         on_front = front(list(lines["cost"]), list(known[split]))
         points.loc[chosen, "front"] = pd.Series(on_front, index=lines.index, dtype=object)
@@ -141,7 +196,7 @@ def pareto_plot(frame: pd.DataFrame, cost: Cost = "params") -> Figure | None:
     colours = canvas.palette(points["series"])
     for axes, task in zip(panels, tasks, strict=False):
         _draw_task(axes, points[points["task"] == task], colours, _COSTS[cost][1])
-        if cost == "macs":
+        if cost != "params":
             axes.set_xlim(0, 1.08 * max(100.0, float(points["cost"].max())))
         else:
             _scale(axes, points["cost"][points["cost"] > 0])
@@ -165,14 +220,27 @@ def _draw_task(axes: Axes, points: pd.DataFrame, colours: dict[str, str], x: str
     axes.step(best["cost"], best["accuracy"], where="post", color=MUTED, lw=5, alpha=0.25)
     for (method, stage), series in points.groupby(["series", "stage"], sort=False):
         series = series.sort_values("cost")
-        spread = series["spread"].fillna(0.0)
         axes.errorbar(
-            series["cost"], series["accuracy"], yerr=spread, markersize=6, capsize=2.5,
-            elinewidth=1.1, markeredgecolor=PAPER, markeredgewidth=0.8, zorder=3,
+            series["cost"], series["accuracy"], yerr=series["spread"].fillna(0.0), fmt="none",
+            ecolor=colours[method], elinewidth=4.5, alpha=0.3, zorder=2,
+        )  # fmt: skip
+        # A pruned student is on its way: its interval would only cover the others.
+        interval = series["ci95"].fillna(0.0) * (stage != "pruned")
+        axes.errorbar(
+            series["cost"], series["accuracy"], yerr=interval, markersize=6,
+            capsize=2.5, elinewidth=1.0, markeredgecolor=PAPER, markeredgewidth=0.8, zorder=3,
             **_line(method, stage, colours),
         )  # fmt: skip
-    spread = points["spread"].fillna(0.0)
-    _scale_accuracy(axes, points["accuracy"] - spread, points["accuracy"] + spread)
+    _scale_accuracy(axes, *_ends(points))
+
+
+def _ends(points: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Where bars end. Of two seeds an interval is nine spreads: the axis shows only a part."""
+    accuracy, spread = points["accuracy"], points["spread"].fillna(0.0)
+    room = max(0.5 * float(accuracy.max() - accuracy.min()), 0.5)
+    shown = points["ci95"].fillna(0.0) * (points["stage"] != "pruned")
+    bars = shown.clip(upper=spread + room).combine(spread, max)
+    return accuracy - bars, accuracy + bars
 
 
 def _line(method: str, stage: str, colours: dict[str, str]) -> dict[str, Any]:

@@ -12,9 +12,23 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import architecture, blocks, budget, curves, layers, pareto, summary
+from analysis import (
+    agreement,
+    architecture,
+    blocks,
+    budget,
+    curves,
+    layers,
+    pareto,
+    scores,
+    summary,
+    worth,
+)
+from analysis.answer import texts
 from analysis.rows import Run, experiments, gates_blocks, rows
 from analysis.table import chooses_blocks, number, settled, table
+from tailor.errors import BadInput
+from tailor.worth import stored
 
 _CURVES = {  # columns of `curves.curve_table` as people read them
     "stage": "Stage",
@@ -37,6 +51,8 @@ class Picture:
     text: str
     figure: Figure
     numbers: pd.DataFrame  # of text
+    group: str = ""  # its task, where there is one picture per setting
+    charts: str = ""  # the backbone whose accuracy and cost it shows
 
 
 def pictures(runs: Sequence[Run], frame: pd.DataFrame) -> list[Picture]:
@@ -55,6 +71,7 @@ def pictures(runs: Sequence[Run], frame: pd.DataFrame) -> list[Picture]:
         found += _architectures(members, lines, of, tail)
         found += _block_map(members, of, tail)
         found += _layer_maps(members, of, tail)
+        found += _questions(members, of, tail)
         found.append(_budget(lines, of, tail))
     return found
 
@@ -75,34 +92,41 @@ def curve_pictures(runs: Sequence[Run]) -> list[Picture]:
         tables = [curves.curve_table(run).assign(seed=run.result["seed"]) for run in members]
         every = pd.concat(tables).dropna(axis="columns", how="all").rename(columns=_CURVES)
         numbers = _texts(every, ".4g")
-        pictures.append(Picture(f"curves-{i + 1}", name, text, drawn, numbers))
+        task = str(members[0].result["task"])
+        pictures.append(Picture(f"curves-{i + 1}", name, text, drawn, numbers, task))
     return pictures
 
 
 def _pareto(lines: pd.DataFrame, of: str, tail: str) -> list[Picture]:
-    """Against parameters, and against MACs where methods change them."""
+    """Against parameters, MACs where methods change them, and latency where it was measured."""
     found = []
     text = (
         "Up and to the left is better. The grey line is the Pareto front: no setting is both more "
-        "accurate and {}. Bars are the sample standard deviation over seeds. The accuracy "
-        "axis is logarithmic in the error, so that 99 and 99.5 % stand apart."
+        "accurate and {}. Thick bars are the sample standard deviation over seeds, thin ones the "
+        "95 % confidence interval of the mean. The accuracy axis is logarithmic in the error, so "
+        "that 99 and 99.5 % stand apart."
     )
     costs: list[tuple[pareto.Cost, str, str, str, str]] = [
         ("params", "pareto", "added parameters", "Added, %", "smaller")
     ]
     if chooses_blocks(lines):
         costs.append(("macs", "macs", "MACs", "MACs, %", "cheaper"))
+    if lines["latency_ratio"].notna().any():
+        costs.append(("latency", "latency", "latency", "Latency, %", "faster"))
     for cost, name, against, unit, better in costs:
         drawn = pareto.pareto_plot(lines, cost)
         if drawn is None:
             continue
         columns = {"task": "Task", "label": "Setting", "cost": unit, "accuracy": "Accuracy, %"}
-        columns |= {"spread": "Spread", "split": "Split", "front": "On the front"}
+        columns |= {"spread": "Spread", "ci95": "95 %, ±", "seeds": "Seeds", "split": "Split"}
+        columns |= {"front": "On the front"}
         points = pareto.pareto_table(lines, cost)[[*columns]].rename(columns=columns)
         points["On the front"] = ["yes" if on else "no" for on in points["On the front"]]
         numbers = _texts(points, ".4g")
         title = f"Accuracy against {against}{of}"
-        found.append(Picture(f"{name}{tail}", title, text.format(better), drawn, numbers))
+        said = text.format(better)
+        backbone = str(lines["backbone"].iloc[0])
+        found.append(Picture(f"{name}{tail}", title, said, drawn, numbers, charts=backbone))
     return found
 
 
@@ -192,6 +216,56 @@ def _layer_maps(runs: Sequence[Run], of: str, tail: str) -> list[Picture]:
         numbers = _texts(frame.T.rename_axis("Layer").reset_index(), ".3g")
         drawn = layers.heat_map(chosen, value)
         found.append(Picture(f"{name}{tail}", title, text, drawn, numbers))
+    return found
+
+
+def _questions(runs: Sequence[Run], of: str, tail: str) -> list[Picture]:
+    """What else runs can be asked, apart for those that chose layers and those that chose blocks.
+
+    Worth is told where it was measured; a report measures nothing.
+    """
+    found = []
+    several = len({run.result["task"] for run in runs}) > 1
+    for what, members in (
+        ("layers", [run for run in runs if not gates_blocks(run)]),
+        ("blocks", [run for run in runs if gates_blocks(run)]),
+    ):
+        tail_ = f"-{what}{tail}" if 0 < len(members) < len(runs) else tail
+        score, open_ = ("score", "adapted") if what == "layers" else ("gate", "kept")
+        for name, ask, title, text in (
+            (
+                "agreement",
+                agreement.answer,
+                f"Whether seeds{' and tasks' if several else ''} agree on the {what}",
+                f"How many of the {what} that either of two runs chose both chose (Jaccard index), "
+                "mean over pairs of runs. “above” in the numbers is what exceeds chance: 0 as "
+                "random choices of the same sizes, 1 the same choice.",
+            ),
+            (
+                "scores",
+                scores.answer,
+                f"What λ did to the {score}s over training",
+                f"A line per {what[:-1]}, mean over seeds; thin while it is closed. Below, the "
+                f"share of {what} and of their parameters that is {open_} after each epoch.",
+            ),
+            (
+                "worth",
+                worth.answer,
+                f"What each of the {what} is worth",
+                "Points of validation accuracy lost when one part is closed after training, over "
+                f"its {score}; ρ is Spearman's rank correlation, with its 95 % interval.",
+            ),
+        ):
+            if name == "worth" and not any(stored(run.path, "val") for run in members):
+                continue  # a damaged file is told above, it is no unanswered question
+            try:
+                told = ask(members)
+            except BadInput:  # a question that these runs have no answer to is no section
+                continue
+            alone = name == "scores" and told.table.index.get_level_values(0).nunique() < 2
+            if told.figure is not None and not alone:  # its training curves show one run's scores
+                numbers = texts(told.table)
+                found.append(Picture(f"{name}{tail_}", f"{title}{of}", text, told.figure, numbers))
     return found
 
 

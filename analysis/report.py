@@ -7,12 +7,16 @@ chooses the figures. The JSON holds the rows only, without means: machines can a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from analysis import canvas, page, summary
+import pandas as pd
+
+from analysis import canvas, interactive, page, summary
+from analysis.html_table import Origin
 from analysis.pictures import Picture, curve_pictures, pictures
-from analysis.rows import Run, read_runs, rows
+from analysis.rows import Run, experiments, final, read_runs, rows
 from analysis.table import caption, cells, markdown, table
 from tailor.errors import BadInput
 from tailor.run import write_bytes
@@ -20,15 +24,17 @@ from tailor.run import write_bytes
 FORMATS = (".html", ".md", ".json")
 
 
-def write_report(paths: Iterable[str | Path], out: str | Path) -> None:
+def write_report(paths: Iterable[str | Path], out: str | Path, *, static: bool = False) -> None:
     """Write a report on finished runs; its format follows from the suffix of ``out``.
 
-    ``.html`` is one self-contained file, ``.md`` has its pictures in ``<stem>_files/`` beside it.
-    Each file appears whole or not at all.
+    ``.html`` is one self-contained file that needs no network, ``.md`` has its pictures in
+    ``<stem>_files/`` beside it. Each file appears whole or not at all.
 
     Args:
-        paths: run directories.
+        paths: run directories, or directories of sweeps.
         out: file to write; its folder is made where it is missing.
+        static: leave out the chart that answers to a mouse, and the 5 MB of plotly that draw it;
+            its still picture stays.
 
     Raises:
         BadInput: unknown suffix, a run that cannot be read, or a place that cannot be written.
@@ -38,31 +44,64 @@ def write_report(paths: Iterable[str | Path], out: str | Path) -> None:
         raise BadInput(f"report {str(out)!r}: the suffix must be one of {', '.join(FORMATS)}")
     if out.is_dir():
         raise BadInput(f"report {str(out)!r} is a folder; name a file in it")
+    paths = [Path(path) for path in paths]
     runs = read_runs(paths)
     if out.suffix == ".json":
         text = json.dumps({"rows": rows(runs)}, indent=1, ensure_ascii=False) + "\n"
     elif out.suffix == ".md":
-        text = _markdown(runs, out.with_name(f"{out.stem}_files"))
+        text = _markdown(runs, paths, out.with_name(f"{out.stem}_files"))
     else:
-        text = _html(runs)
+        text = _html(runs, paths, static=static)
     write_bytes(out, text.encode())
 
 
-def _html(runs: Sequence[Run]) -> str:
+def _html(runs: Sequence[Run], paths: Sequence[Path], *, static: bool) -> str:
     frame = table(rows(runs))
+    named = experiments(runs)  # in the order of the table's lines
+    members = dict(zip(frame.index, (group for _, group in named), strict=True))
+    last = {group[0].path for _, group in final(runs)}
+    origins = summary.origins(group for _, group in named)
+    drawn = [_figure(picture) for picture in pictures(runs, frame)]
+    if not static:
+        drawn = _with_charts(drawn, frame, members)
     return page.page(
-        title=summary.title(frame),
-        facts=summary.facts(runs, frame),
-        sentences=summary.headline(frame),
-        rule=summary.rule(frame),
-        doubts=summary.doubts(runs),
-        frame=frame,
-        best=summary.named(frame),
-        pictures=[_figure(p) for p in pictures(runs, frame)],
-        curves=[_figure(p) for p in curve_pictures(runs)],
-        origin=summary.provenance(runs),
-        versions=summary.versions(runs),
+        page.Content(
+            title=summary.title(frame),
+            facts=summary.facts(runs, frame),
+            study=summary.study(paths),
+            sentences=summary.headline(frame),
+            rule=summary.rule(frame),
+            doubts=summary.doubts(runs),
+            frame=frame,
+            best=summary.named(frame),
+            earlier=[place for place, group in members.items() if group[0].path not in last],
+            pictures=drawn,
+            curves=[_figure(picture) for picture in curve_pictures(runs)],
+            origins=[
+                Origin(name, str(group[0].result["task"]), told)
+                for (name, group), told in zip(named, origins, strict=True)
+            ],
+            versions=summary.versions(runs),
+        )
     )
+
+
+def _with_charts(
+    drawn: Sequence[page.Embedded], frame: pd.DataFrame, members: Mapping[Any, Sequence[Run]]
+) -> list[page.Embedded]:
+    """Each backbone's first picture of accuracy against cost gets a chart, which shows the rest."""
+    found, charted = [], set()
+    for picture in drawn:
+        if picture.charts:
+            if picture.charts in charted:
+                picture = picture._replace(still=True)
+            else:
+                charted.add(picture.charts)
+                lines = frame[frame["backbone"] == picture.charts]
+                of = f" ({picture.charts})" if frame["backbone"].nunique() > 1 else ""
+                picture = picture._replace(chart=interactive.chart(lines, members, of))
+        found.append(picture)
+    return found
 
 
 def _figure(picture: Picture) -> page.Embedded:
@@ -72,10 +111,12 @@ def _figure(picture: Picture) -> page.Embedded:
         canvas.svg(picture.figure),
         picture.figure.get_figwidth(),
         picture.numbers,
+        picture.group,
+        picture.charts,
     )
 
 
-def _markdown(runs: Sequence[Run], folder: Path) -> str:
+def _markdown(runs: Sequence[Run], paths: Sequence[Path], folder: Path) -> str:
     frame = table(rows(runs))
     said = [*summary.headline(frame), *summary.doubts(runs)]
     parts = [f"# {_one_line(summary.title(frame))}", summary.facts(runs, frame)]
@@ -86,6 +127,8 @@ def _markdown(runs: Sequence[Run], folder: Path) -> str:
     parts.append("## Training curves")
     for picture in curve_pictures(runs):
         parts += [f"### {_one_line(picture.title)}", _image(picture, folder)]
+    if study := summary.study(paths):
+        parts += ["## The sweep", "\n".join(f"- {n}: {_one_line(value)}" for n, value in study)]
     parts += [
         "## Where the numbers come from",
         markdown(summary.provenance(runs)),

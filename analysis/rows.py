@@ -1,8 +1,8 @@
-"""Reads run directories and turns them into rows, one per run.
+"""Rows: one per run, and which runs belong together.
 
-A run directory is finished when it holds ``result.json``; ``run.json`` says how it was started
-and ``log.jsonl`` what happened on the way. The fields of a row are the contract of
-``tailor report --json``: fields may be added, never renamed. Means over seeds are in ``table.py``.
+The fields of a row are the contract of ``tailor report --json``: fields may be added, never
+renamed. Runs that differ by their seed are one experiment. How runs are read is in ``runs.py``,
+means over seeds are in ``table.py``.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tailor.errors import BadInput
-from tailor.run import SCHEMA
+from analysis.runs import SWEEP as SWEEP
+from analysis.runs import Run as Run
+from analysis.runs import origin as origin
+from analysis.runs import read_runs as read_runs
 
 # Runs equal in these differ by seed.
 GROUP = ("task", "backbone", "method", "stage", "price", "lam", "variant", "rule")
 EXPERIMENT = tuple(name for name in GROUP if name not in ("stage", "rule"))  # its stages together
 
-_NEEDED = ("task", "method", "backbone", "seed", "stage", "layers", "layers_adapted", "params")
+BETWEEN = " · "  # task and setting in a label
+
 _PARAMS = (
     *("universal", "task", "deltas", "norms", "scores", "adapters", "head"),
     *("multiple", "network"),
@@ -30,31 +32,6 @@ _PARAMS = (
 _PATHS = ("universal", "proxy")  # kinds of gates that lead into a block
 _METHODS = ("finetune", "scratch", "probe")  # the references come first, methods by name after them
 _STAGES = ("teacher", "adapt", "pruned", "retrained")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One finished run directory as it lies on disk."""
-
-    path: Path
-    setup: dict[str, Any]  # run.json
-    result: dict[str, Any]  # result.json
-    log: list[dict[str, Any]]  # log.jsonl, oldest first
-
-
-def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Read finished run directories, in the order given; one named twice is read once.
-
-    Raises:
-        BadInput: no path at all, or a path that is no run directory, is not finished, was
-            written by another version of the format, or holds a broken file.
-    """
-    distinct: dict[Path, Path] = {}
-    for path in map(Path, paths):
-        distinct.setdefault(path.resolve(), path)
-    if not distinct:
-        raise BadInput("no run directory given; name at least one, such as `tailor report runs/*`")
-    return [_read_run(path) for path in distinct.values()]
 
 
 def rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
@@ -96,6 +73,23 @@ def grouped(runs: Iterable[Run]) -> list[tuple[dict[str, Any], list[Run]]]:
     return list(found.values())
 
 
+def final(runs: Iterable[Run]) -> list[tuple[dict[str, Any], list[Run]]]:
+    """``grouped``, of each experiment its last stage only: retrained before pruned before adapted.
+
+    The stages before still had what was pruned since. Where one student was pruned by several
+    rules, each of them stays.
+    """
+    latest: dict[tuple[Any, ...], tuple[dict[str, Any], list[Run]]] = {}
+    for row, members in grouped(runs):  # stages follow each other, so a later one replaces
+        latest[*_experiment(row), row["rule"]] = row, members
+    pruned = {_experiment(row) for row, _ in latest.values() if row["stage"] != "adapt"}
+    return [
+        (row, members)
+        for row, members in latest.values()
+        if row["stage"] != "adapt" or _experiment(row) not in pruned
+    ]
+
+
 def experiments(runs: Iterable[Run]) -> list[tuple[str, list[Run]]]:
     """``grouped``, with a name for each group; references first, λ upward."""
     found = grouped(runs)
@@ -132,7 +126,8 @@ def labels(records: Sequence[Mapping[str, Any]], *, task: bool = False) -> list[
     several_tasks = task and len({r["task"] for r in records}) > 1
     several_prices = several_priced(records)
     return [
-        (f"{r['task']} · " if several_tasks else "") + label(r, price=r["method"] in several_prices)
+        (f"{r['task']}{BETWEEN}" if several_tasks else "")
+        + label(r, price=r["method"] in several_prices)
         for r in records
     ]
 
@@ -172,79 +167,6 @@ def missing(value: Any) -> bool:
     return value is None or value != value
 
 
-def _read_run(path: Path) -> Run:
-    if not path.exists():
-        raise BadInput(f"run {str(path)!r} does not exist; name directories that `--out` made")
-    if not path.is_dir():
-        raise BadInput(f"run {str(path)!r} is a file; name the run directories only")
-    setup = _read_json(path, "run.json") if (path / "run.json").exists() else {}
-    if setup.get("schema", SCHEMA) != SCHEMA:
-        raise BadInput(
-            f"run {str(path)!r} has format {setup['schema']!r}, this version of tailor reads "
-            f"{SCHEMA}; install the version that wrote it, or repeat the run"
-        )
-    if not (path / "result.json").exists():
-        raise _unfinished(path, setup)
-    result = _read_json(path, "result.json")
-    absent = [name for name in _NEEDED if name not in result]
-    if absent or not isinstance(result["params"], dict):
-        raise BadInput(
-            f"{path / 'result.json'} has no field {(absent or ['params'])[0]!r}; "
-            f"delete the file and {_repeat(setup)}"
-        )
-    return Run(path, setup, result, _read_log(path / "log.jsonl"))
-
-
-def _unfinished(path: Path, setup: Mapping[str, Any]) -> BadInput:
-    if setup:
-        return BadInput(f"run {str(path)!r} is not finished; {_repeat(setup)}")
-    inner = sorted(p.parent.name for p in path.glob("*/run.json"))
-    hint = f"did you mean {path}/* ({len(inner)} runs)?" if inner else "name a directory of `--out`"
-    return BadInput(f"{str(path)!r} is no run directory, it holds no run.json; {hint}")
-
-
-def _repeat(setup: Mapping[str, Any]) -> str:
-    command = setup.get("command")
-    return "finish it by repeating its command" + (f": {command}" if command else "")
-
-
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    file = path / name
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except OSError as error:
-        raise BadInput(f"cannot read {file}: {error.strerror}; check its permissions") from error
-    except ValueError as error:  # malformed JSON or malformed UTF-8
-        raise BadInput(
-            f"{file} is damaged ({error}); delete it and repeat the run's command"
-        ) from error
-    if not isinstance(value, dict):
-        raise BadInput(f"{file} is damaged (no JSON object); delete it and repeat the command")
-    return value
-
-
-def _read_log(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():  # pruning trains nothing, so it logs nothing
-        return []
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError as error:
-        raise BadInput(f"cannot read {file}: {error.strerror}; check its permissions") from error
-    log = []
-    for line in lines:
-        try:
-            entry = json.loads(line, parse_constant=_no_number)
-        except ValueError:
-            continue  # a run that was killed leaves a torn line; the resumed run wrote it again
-        if isinstance(entry, dict):
-            log.append(entry)
-    return log
-
-
-def _no_number(_: str) -> None:
-    """NaN and Infinity are no JSON: what was not a number is unknown."""
-
-
 def _row(run: Run) -> dict[str, Any]:
     result = run.result
     params, blocks = result["params"], result.get("blocks")
@@ -261,6 +183,7 @@ def _row(run: Run) -> dict[str, Any]:
         "blocks_kept": sum(block["kept"] for block in blocks) if blocks else None,
         "params": {name: params.get(name) for name in _PARAMS},
         "macs": {name: (result.get("macs") or {}).get(name) for name in ("backbone", "student")},
+        "latency": _latency(run),
         "bytes": result.get("bytes"),
         "seconds": result.get("seconds"),
         "lam": result.get("lam"),
@@ -274,6 +197,15 @@ def _gated(run: Run) -> str | None:
     states = run.result.get("layer_states") or []
     scored = any(state.get("score") is not None for state in states)
     return "layers" if scored or run.result.get("lam") is not None else None
+
+
+def _experiment(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in EXPERIMENT)
+
+
+def _latency(run: Run) -> dict[str, Any] | None:
+    names = ("ms", "ms_backbone", "ratio", "spread", "threads")
+    return None if run.latency is None else {name: run.latency.get(name) for name in names}
 
 
 def _peers(run: Run) -> tuple[Any, ...]:

@@ -8,15 +8,17 @@ mislead.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from analysis.pareto import methods_of, priced_in, trade_off
 from analysis.rows import EXPERIMENT, Run, experiments
+from analysis.runs import SWEEP
 from analysis.table import chosen, number, plus_minus, settled
-from tailor.run import PLACE
+from tailor.run import PLACE, read_json
 
 WITHIN = 1.0  # percentage points below fine-tuning that the headline's setting may lose
 _LEAST = {"params": "the fewest added parameters", "macs": "the fewest MACs"}
@@ -123,10 +125,83 @@ def provenance(runs: Sequence[Run]) -> pd.DataFrame:
     )
 
 
+def origins(experiments: Iterable[Sequence[Run]]) -> list[list[dict[str, str]]]:
+    """For every run of each experiment what ``provenance`` tells, by title.
+
+    The versions that made it are told where not all runs have the same.
+    """
+    groups = list(experiments)
+    differ = len({_made_with(run) for runs in groups for run in runs}) > 1
+    told = []
+    for runs in groups:
+        frame = provenance(runs).rename(columns={"Fingerprint": "Universal weights"})
+        if differ:
+            frame["Made with"] = [_made_with(run) or "–" for run in runs]
+        told.append(
+            [{str(n): str(v) for n, v in line.items()} for line in frame.to_dict("records")]
+        )
+    return told
+
+
+def study(paths: Iterable[Path]) -> list[tuple[str, str]]:
+    """Name and value of what is known about the sweeps among ``paths``; empty without one.
+
+    Told are the command, what was searched, and what lies in the folder: a trial that failed, or
+    that waits in the database, has left no finished run.
+    """
+    told = []
+    for folder in (path for path in paths if (path / SWEEP).exists()):
+        for name, about in (read_json(folder / SWEEP).get("studies") or {}).items():
+            told += [("Sweep", f"{name}, in {folder}"), ("Command", str(about.get("command")))]
+            told += [(n, v) for n, v in _space(about.get("space") or {}) if v]
+            told.append(("Database", str(about.get("storage"))))
+        finished, begun = (_folders_with(name, folder) for name in ("result.json", "run.json"))
+        begun -= finished
+        runs = f"{len(finished)} finished"
+        told.append(("Runs", runs + (f", {len(begun)} begun but not finished" if begun else "")))
+    return told
+
+
+def _made_with(run: Run) -> str:
+    by = run.result.get("made_by") or run.setup.get("made_by") or {}
+    return ", ".join(f"{name} {version}" for name, version in by.items())
+
+
+def _folders_with(name: str, folder: Path) -> set[Path]:
+    """The folders below that hold such a file; hidden ones are the sweep's own affair."""
+    found = {file.parent.relative_to(folder) for file in folder.rglob(name)}
+    return {path for path in found if not any(part.startswith(".") for part in path.parts)}
+
+
+def _space(space: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a sweep tried, for people; options that it left alone are not told."""
+    names = {"task": "Tasks", "method": "Methods", "lam": "λ", "seed": "Seeds", "rule": "Pruning"}
+    names |= {"option": "Options", "search": "Searched", "until": "Last stage"}
+    names |= {"retrain_epochs": "Epochs after pruning"}
+    said = [(title, _listed(space.get(name))) for name, title in names.items()]
+    weights = space.get("backbone") or {}
+    backbones = ", ".join(f"{name} ({str(print_)[:8]})" for name, print_ in weights.items())
+    said.insert(1, ("Backbones", backbones))
+    for name, title in (("train", "Training"), ("view", "Images")):
+        options = space.get(name) or {}
+        pairs = [f"{k} {_listed(v)}" for k, v in options.items() if v not in (None, False, "")]
+        said.append((title, ", ".join(pairs)))
+    if space.get("search"):
+        said.append(("Objectives", _listed(space.get("objectives"))))
+    return said
+
+
+def _listed(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_listed, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def versions(runs: Sequence[Run]) -> str:
     """The software that made the runs; several combinations are told one after the other."""
-    made = [run.setup.get("made_by") or {} for run in runs]
-    said = dict.fromkeys(", ".join(f"{k} {v}" for k, v in by.items()) for by in made if by)
+    said = [words for words in dict.fromkeys(map(_made_with, runs)) if words]
     return "Made with " + "; ".join(said) + "." if said else "The runs do not say what made them."
 
 

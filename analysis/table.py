@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.rows import EXPERIMENT, GROUP, group, labels, order
+from analysis.statistic import half_width, mean, spread
 
 CAPTION = (
     "Accuracy is the mean over seeds ± the sample standard deviation. “Deltas” are the weights "
@@ -54,13 +55,16 @@ def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
     Returns:
         Columns of ``GROUP``, then ``seeds`` (number of runs); ``test``, ``test_spread``, ``val``,
-        ``val_spread`` in percent; ``gated`` (what the method chose: ``layers``, ``blocks`` or
-        None); ``layers``, ``layers_adapted``, ``blocks``, ``blocks_kept``, ``chosen`` (the share of
-        blocks kept if it chose blocks, else of layers adapted); in percent of the backbone's
-        parameters, all without head: ``deltas_percent``, ``norms_percent``, ``scores_percent``,
-        ``other_percent`` (adapters) and ``task_percent`` (their sum); ``head_percent``;
-        ``multiple``; ``network`` (numbers in the merged network) and ``network_percent``;
-        ``macs``, ``macs_ratio`` to the backbone; ``bytes``; ``seconds``; ``label``.
+        ``val_spread`` in percent; ``test_ci``, ``val_ci`` (half the width of the 95 % confidence
+        interval of the mean, see ``half_width``); ``gated`` (what the method chose: ``layers``,
+        ``blocks`` or None); ``layers``, ``layers_adapted``, ``blocks``, ``blocks_kept``, ``chosen``
+        (the share of blocks kept if it chose blocks, else of layers adapted); in percent of the
+        backbone's parameters, all without head: ``deltas_percent``, ``norms_percent``,
+        ``scores_percent``, ``adapters_percent``, ``proxies_percent`` (adapters that stand for
+        blocks) and ``task_percent`` (their sum); ``head_percent``; ``multiple``; ``network``
+        (numbers in the merged network) and ``network_percent``; ``macs``, ``macs_ratio`` to the
+        backbone; ``latency_ms`` of one image and ``latency_ratio`` to the backbone, where it was
+        measured; ``bytes``; ``seconds``; ``label``.
         All are means over seeds; unknown values, and the spread of a single seed, are NaN.
     """
     found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
@@ -183,41 +187,47 @@ def _with_share(value: float, percent: float) -> str:
 
 def _aggregate(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def percent(part: str) -> float:
-        return 100 * _mean([_ratio(m["params"][part], m["params"]["universal"]) for m in members])
+        return 100 * mean([_ratio(m["params"][part], m["params"]["universal"]) for m in members])
 
-    def mean(name: str) -> float:
-        return _mean([_number(m[name]) for m in members])
+    def average(name: str) -> float:
+        return mean([_number(m[name]) for m in members])
 
     whole, part = ("layers", "layers_adapted")
     if members[0]["gated"] == "blocks":
         whole, part = ("blocks", "blocks_kept")
+    adapters = 100 * mean([_adapters(m["params"]) for m in members])
     test, val = ([_number(m[split]) for m in members] for split in ("test", "val"))
     return {
         "seeds": len(members),
         "metric": members[0]["metric"],
         "gated": members[0]["gated"],
-        "test": 100 * _mean(test),
-        "test_spread": 100 * _spread(test),
-        "val": 100 * _mean(val),
-        "val_spread": 100 * _spread(val),
-        "layers": mean("layers"),
-        "layers_adapted": mean("layers_adapted"),
-        "blocks": mean("blocks"),
-        "blocks_kept": mean("blocks_kept"),
-        "chosen": _mean([_ratio(m[part], m[whole]) for m in members]),
+        "test": 100 * mean(test),
+        "test_spread": 100 * spread(test),
+        "val": 100 * mean(val),
+        "val_spread": 100 * spread(val),
+        "test_ci": 100 * half_width(test),
+        "val_ci": 100 * half_width(val),
+        "layers": average("layers"),
+        "layers_adapted": average("layers_adapted"),
+        "blocks": average("blocks"),
+        "blocks_kept": average("blocks_kept"),
+        "chosen": mean([_ratio(m[part], m[whole]) for m in members]),
         "deltas_percent": percent("deltas"),
         "norms_percent": percent("norms"),
         "scores_percent": percent("scores"),
-        "other_percent": 100 * _mean([_other(m["params"]) for m in members]),
+        "adapters_percent": 0.0 if members[0]["gated"] == "blocks" else adapters,
+        "proxies_percent": adapters if members[0]["gated"] == "blocks" else 0.0,
         "task_percent": percent("task"),
         "head_percent": percent("head"),
-        "multiple": _mean([_number(m["params"]["multiple"]) for m in members]),
-        "network": _mean([_number(m["params"]["network"]) for m in members]),
+        "multiple": mean([_number(m["params"]["multiple"]) for m in members]),
+        "network": mean([_number(m["params"]["network"]) for m in members]),
         "network_percent": percent("network"),
-        "macs": _mean([_number(m["macs"]["student"]) for m in members]),
-        "macs_ratio": _mean([_ratio(m["macs"]["student"], m["macs"]["backbone"]) for m in members]),
-        "bytes": mean("bytes"),
-        "seconds": mean("seconds"),
+        "macs": mean([_number(m["macs"]["student"]) for m in members]),
+        "macs_ratio": mean([_ratio(m["macs"]["student"], m["macs"]["backbone"]) for m in members]),
+        "latency_ms": mean([_number((m.get("latency") or {}).get("ms")) for m in members]),
+        "latency_ratio": mean([_number((m.get("latency") or {}).get("ratio")) for m in members]),
+        "bytes": average("bytes"),
+        "seconds": average("seconds"),
     }
 
 
@@ -229,24 +239,10 @@ def _ratio(part: Any, whole: Any) -> float:
     return _number(part) / float(whole) if whole else math.nan
 
 
-def _other(params: Mapping[str, Any]) -> float:
+def _adapters(params: Mapping[str, Any]) -> float:
     """What a task stores beside deltas, norms and scores, in backbones."""
     known = sum(params[name] or 0 for name in ("deltas", "norms", "scores"))
     return _ratio(_number(params["task"]) - known, params["universal"])
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [v for v in values if not math.isnan(v)]
-    return math.fsum(known) / len(known) if known else math.nan
-
-
-def _spread(values: Sequence[float]) -> float:
-    """Sample standard deviation; a single value has none."""
-    known = [v for v in values if not math.isnan(v)]
-    if len(known) < 2:
-        return math.nan
-    mean = _mean(known)
-    return math.sqrt(math.fsum((v - mean) ** 2 for v in known) / (len(known) - 1))
 
 
 def _one_line(text: str) -> str:

@@ -13,9 +13,11 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tailor.ask import QUESTIONS
 from tailor.errors import BadInput
 
 VERBS = {
@@ -23,11 +25,13 @@ VERBS = {
     "adapt": "adapt the frozen backbone, learning where it must change",
     "prune": "remove what a student switched off",
     "retrain": "continue a pruned student",
+    "sweep": "every combination of tasks, methods, λ and seeds, with as many workers as you like",
     "import": "turn a published NetTailor checkpoint into a run",
     "evaluate": "measure a finished run again",
     "merge": "fold a finished run into one plain network",
     "report": "tables and pictures from runs: .html, .md or .json",
     "draw": "the network that a run tailored: .png, .svg, .pdf, or .gif over training",
+    **QUESTIONS,
     "bench": "step time and memory against plain fine-tuning",
     "list": "methods, tasks and backbones",
 }
@@ -44,6 +48,7 @@ The main path:
   tailor prune  runs/svhn/taps --out runs/svhn/taps-pruned
   tailor retrain runs/svhn/taps-pruned --epochs 5
   tailor report runs/svhn/* --out report.html
+  tailor sweep  --task svhn --method taps finetune --lam 0.03 0.1 0.3 1 --out runs/sweep
 
 Every verb takes --json. Repeating a command resumes its run.
 """
@@ -100,6 +105,12 @@ def _dispatch(args: list[str]) -> int:
         print(json.dumps(result))
     else:
         show(result)
+    if isinstance(result, dict) and result.get("failed"):
+        why = next(t["error"] for t in result["trials"] if t["status"] == "failed")
+        raise BadInput(
+            f"{result['failed']} of {result['total']} trials failed, the first with: {why} (then "
+            f"repeat the command with --retry-failed)"
+        )
     return 0
 
 
@@ -190,6 +201,52 @@ def _retrain(args: list[str], command: str, machine: bool) -> Shown:
         return shrink.retrain(options, tell=_teller(machine), command=command), _show_result
 
 
+def _sweep(args: list[str], command: str, machine: bool) -> Shown:
+    from tailor.options import Sweep
+
+    options = _parse(Sweep, "sweep", args)
+    from tailor.sweep import sweep  # Optuna takes a second to import
+    from tailor.sweep_progress import for_terminal
+
+    return sweep(options, tell=for_terminal(quiet=machine), command=command), _show_sweep
+
+
+def _show_sweep(result: dict[str, Any]) -> None:
+    """Means over seeds, and which trials failed."""
+    from tailor import catalog
+    from tailor.progress import table_of, wide_console
+
+    console = wide_console()
+    done = [t for t in result["trials"] if t["status"] == "done"]
+    places = [Path(result["out"]) / run for trial in done for run in trial["runs"]]
+    here = [place for place in places if (place / "result.json").exists()]
+    if here:
+        rows = catalog.load("analysis", "rows", "analysis")
+        table = catalog.load("analysis", "table", "analysis")
+        frame = table.table(rows.rows(rows.read_runs(here)))
+        console.print(table_of(table.cells(frame)))
+    if len(here) < len(places):
+        console.print(f"{len(places) - len(here)} of {len(places)} runs lie on other machines")
+    front = [t for t in done if t.get("front")]
+    for t in sorted(front, key=lambda t: t["params"]):
+        said = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}"
+                        for k, v in t["point"].items())  # fmt: skip
+        console.print(
+            f"on the front: {100 * t['val']:.2f} % validation, {100 * t['params']:.2f} % added, "
+            f"{t['macs']:.3f} MACs: {said}",
+            highlight=False,
+            markup=False,
+        )
+    for t in (t for t in result["trials"] if t["status"] == "failed"):
+        console.print(f"failed: {t['point']}: {t['error']}", highlight=False, markup=False)
+    console.print(
+        f"{result['done']} of {result['total']} trials done; `tailor report {result['out']} --out "
+        f"report.html` shows them",
+        highlight=False,
+        markup=False,
+    )
+
+
 def _import(args: list[str], command: str, machine: bool) -> Shown:
     from tailor import workflow
     from tailor.options import Import
@@ -274,6 +331,17 @@ def _draw(args: list[str], command: str, machine: bool) -> Shown:
     )
 
 
+def _ask(verb: str, args: list[str], command: str, machine: bool) -> Shown:
+    import tyro
+
+    from tailor import ask
+
+    kind = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(ask.OPTIONS[verb])
+    options = _parse(kind, verb, args)
+    answer = ask.ask(options, tell=_teller(machine))
+    return ask.for_machines(answer), lambda _: ask.show(answer, options.out)
+
+
 def _bench(args: list[str], command: str, machine: bool) -> Shown:
     from tailor import bench
 
@@ -302,11 +370,13 @@ _COMMANDS: dict[str, Callable[[list[str], str, bool], Shown]] = {
     "adapt": _adapt,
     "prune": _prune,
     "retrain": _retrain,
+    "sweep": _sweep,
     "import": _import,
     "evaluate": _evaluate,
     "merge": _merge,
     "report": _report,
     "draw": _draw,
+    **{verb: partial(_ask, verb) for verb in QUESTIONS},
     "bench": _bench,
     "list": _list,
 }

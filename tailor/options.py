@@ -10,22 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Generic, Literal, TypeVar
 
-from tailor.settings import Settings
+from tailor.settings import Recipe, Settings
 
 Split = Literal["train", "val", "test"]
 Mode = Literal["finetune", "scratch", "probe"]
 # The best epoch may lie before the price has acted, so the last one is kept. The rate stays up
 # while layers are selected, and falls while the pruned student is retrained: one schedule, not two.
 SELECTING = Settings(select="last", schedule="constant")
+Objective = Literal["val", "params", "macs", "bytes", "latency"]
 C = TypeVar("C")  # a method's own options
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
-    """Which images, and how the network sees them."""
+class Images:
+    """Where images lie, and how the network sees them."""
 
-    task: str
-    """A data set of `tailor list tasks`, folder:PATH, npz:PATH or torchvision:CLASS."""
     root: str | None = None
     """Folder with the data sets; $TAILOR_DATA, or ./data, by default."""
     download: bool = False
@@ -57,6 +56,14 @@ class Data:
     """Larger sets are streamed by worker processes instead of kept in memory."""
     workers: int = 2
     """Threads or processes that decode images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Images):
+    """Which images, and how the network sees them."""
+
+    task: str
+    """A data set of `tailor list tasks`, folder:PATH, npz:PATH or torchvision:CLASS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,3 +258,68 @@ class Draw:
     """A finished run of a method with gated paths, such as nettailor."""
     out: Path
     """File to write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Run every combination of tasks, backbones, methods, λ and seeds; or search among them.
+
+    A method with gates is adapted, pruned and retrained, a reference (finetune, scratch, probe) is
+    trained for as many epochs; NetTailor's teacher is the fine-tuned reference. Every process of
+    this command is a worker: start as many as you like, on many machines with --storage
+    postgresql://..., and kill any: its trial is continued by another one. A trial that was run
+    before is never repeated. Repeating the command continues or shows the sweep.
+
+    Example: tailor sweep --task svhn --backbone resnet34 --px 64 --method taps finetune
+    --lam 0.03 0.1 0.3 1 3 --seed 0 1 2 --epochs 5 --out runs/sweep
+
+    Example: tailor sweep --task svhn --backbone resnet34 --px 64 --search lam=0.01..3
+    price=params,macs lr=0.003..0.1 --trials 40 --objectives val params macs --out runs/search
+    """
+
+    out: Path
+    """Folder for the runs; `tailor report OUT` reads it."""
+    task: tuple[str, ...]
+    """Data sets of `tailor list tasks`, folder:PATH, npz:PATH or torchvision:CLASS."""
+    backbone: tuple[str, ...] = ("resnet34",)
+    """Any timm models or ours: `tailor list backbones`."""
+    weights: str = "pretrained"
+    """pretrained (timm fetches them), random, a safetensors or .pth file, or a teacher's run."""
+    method: tuple[str, ...] = ("taps",)
+    """Methods of `tailor list methods`."""
+    lam: tuple[float, ...] = ()
+    """Prices to try with every method that has one."""
+    seed: tuple[int, ...] = (0, 1, 2)
+    """Seeds; a search averages each trial over them."""
+    rule: tuple[str, ...] = ()
+    """Ways to prune, one or more, such as count=11 share=0.5 budget=macs=0.6 or
+    count=11,proxy_threshold=0.1; what is switched off goes by default."""
+    option: tuple[str, ...] = ()
+    """Options of the methods, such as price=macs, or nettailor.max_skip=2 for one of them."""
+    search: tuple[str, ...] = ()
+    """Search instead of a grid: ranges or choices of options of the method or of training, such as
+    lam=0.01..3 lr=0.003..0.1 price=params,macs."""
+    trials: int = 24
+    """Trials of a search; more may be asked for later."""
+    objectives: tuple[Objective, ...] = ("val", "params")
+    """What a search trades off: validation metric, parameters added, MACs, bytes of the file,
+    milliseconds of one image on one thread."""
+    until: Literal["adapt", "pruned", "retrained"] = "retrained"
+    """The last stage of a method with gates."""
+    retrain_epochs: int | None = None
+    """Epochs after pruning; twice --epochs by default. References train for both together."""
+    storage: str | None = None
+    """Database that workers share: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME;
+    OUT/sweep.db by default. SQLite is for one machine."""
+    study: str | None = None
+    """Name of the sweep in the database; OUT's own name by default."""
+    processes: int = 1
+    """Workers that this command starts on this machine."""
+    threads: int | None = None
+    """Threads of each worker; the cores shared out among --processes by default."""
+    heartbeat: int = 20
+    """Seconds between two signs of life; a worker that missed three is taken for dead."""
+    retry_failed: bool = False
+    """Try trials again that ended in an error."""
+    images: Images = field(default_factory=Images)
+    train: Recipe = field(default_factory=lambda: Recipe(select="last", schedule="constant"))

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.progress import (
     Progress as RichProgress,
 )
+from rich.table import Table
 
 
 class Progress(Protocol):
@@ -89,7 +90,8 @@ class Bar:
         self.bar.start()
 
     def advance(self, steps: int, seen: dict[str, float]) -> None:
-        self.bar.update(self.row, advance=steps, note=f"loss {seen['loss']:.3f}  {self.note}")
+        loss = f"loss {seen['loss']:.3f}  " if "loss" in seen else ""  # none where one measures
+        self.bar.update(self.row, advance=steps, note=f"{loss}{self.note}")
 
     def epoch(self, number: int, of: int, record: dict[str, Any]) -> None:
         self.note = _summary(record)
@@ -123,3 +125,13 @@ def for_terminal(title: str, *, quiet: bool = False) -> Progress:
 def wide_console() -> Console:
     """Standard output; a pipe or a file is not cut to 80 columns."""
     return Console(width=None if sys.stdout.isatty() else 200)
+
+
+def table_of(text: Any) -> Table:
+    """A data frame of strings as a table for the terminal, its first column to the left."""
+    shown = Table(box=None, header_style="bold")
+    for i, title in enumerate(text.columns):
+        shown.add_column(title, justify="left" if i == 0 else "right")
+    for line in text.itertuples(index=False):
+        shown.add_row(*map(str, line))
+    return shown

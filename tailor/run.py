@@ -7,6 +7,8 @@
     best.safetensors      the task's tensors at the best validation metric
     student.safetensors   the task's tensors in the end
     result.json           the outcome; written last, so its presence means "finished"
+    latency.json          measured later, where somebody asked: milliseconds of one image
+    worth-SPLIT.json      likewise: what each delta, block or proxy is worth
 
 Every file is written beside its place, fsync'ed and renamed, so that a reader sees the old or the
 new one and never half of either. Tensors carry a checksum. Nothing is pickled. Left out: what to
@@ -37,29 +39,38 @@ from tailor.errors import BadInput
 SCHEMA = 1
 # These may differ when a command is repeated: they say where it runs, not what it computes.
 PLACE = ("device", "root", "download", "workers", "checkpoint_seconds", "memory_gb", "log_every")
+LATENCY = "latency.json"  # of a finished run: what `tailor evaluate --latency` measured
 PART = ".part"  # ends the name of a file that is still being written
+
+
+class Unwritable(BadInput):
+    """Nothing can be written there; what was written before is intact."""
+
+
+class InUse(BadInput):
+    """Another process writes to this run directory."""
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write ``path`` into ``BadInput``."""
+    """Turn the operating system's refusals to write ``path`` into ``Unwritable``."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise BadInput(
+            raise Unwritable(
                 f"no space left to write {path}: free some and repeat the command; "
                 f"what was written before is intact"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise BadInput(
+            raise Unwritable(
                 f"no permission to write {path}: choose another --out or change its mode"
             ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-            raise BadInput(
+            raise Unwritable(
                 f"cannot write {path}: a part of that path is a file; choose another --out"
             ) from error
-        raise BadInput(f"cannot write {path} ({error.strerror}); choose another --out") from error
+        raise Unwritable(f"cannot write {path} ({error.strerror}); choose another --out") from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -293,6 +304,14 @@ def belongs_to(path: Path, found: dict[str, Any], verb: str, asked: dict[str, An
             f"not `tailor {verb}`); choose another --out"
         )
     before, now = _flat(found.get("config", {})), _flat(asked)
+    # Runs of before 0.2 do not say which images they saw.
+    if before.get("images", now.get("images")) != now.get("images"):
+        raise BadInput(
+            f"{path} was started with other images or labels of {now.get('data.task')}; put them "
+            f"back as they were, or choose another --out"
+        )
+    before.pop("images", None)
+    now.pop("images", None)
     changed = sorted(
         k
         for k in before.keys() | now.keys()
@@ -331,7 +350,7 @@ def _lock(path: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        raise BadInput(
+        raise InUse(
             f"{path} is in use by another process; wait for it or choose another --out"
         ) from error
     return file

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tailor import identity
 from tailor.data import Batches
 from tailor.distributed import Group
 from tailor.errors import BadInput
@@ -40,6 +41,7 @@ def config_of(student: Student, task: Task, data: Data, train: Settings) -> dict
         "train": dataclasses.asdict(train),
         "fingerprint": backbone.fingerprint(),
         "classes": list(task.classes),
+        "images": identity.fingerprint(task),
     }
 
 

@@ -15,8 +15,8 @@ from tailor.errors import BadInput
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to train: the same for teacher, student and retraining."""
+class Recipe:
+    """How to train, whatever the seed."""
 
     epochs: int = 20
     """Passes over the training split."""
@@ -55,8 +55,6 @@ class Settings:
     """Share of a label spread over all classes, in [0, 1)."""
     select: Literal["best", "last"] = "best"
     """Which epoch's weights to keep: the best on the validation split, or the last."""
-    seed: int = 0
-    """Of head, order of images, augmentation and dropout."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto: the fastest one that is here."""
     bf16: bool = False
@@ -95,6 +93,14 @@ class Settings:
             raise BadInput("nesterov needs a momentum above 0; give --momentum 0.9")
         if self.accumulate > self.batch:
             raise BadInput(f"accumulate {self.accumulate} is above batch {self.batch}; lower it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Recipe):
+    """How to train: the same for teacher, student and retraining."""
+
+    seed: int = 0
+    """Of head, order of images, augmentation and dropout."""
 
 
 def pick_device(name: str) -> torch.device:

@@ -94,8 +94,8 @@ class Split:
         """
         found = torch.as_tensor(labels)
         self.labels = found.to(torch.int8 if found.ndim == 2 else torch.int64)  # (n,) or (n, C)
-        self._source = source
-        self._index = torch.arange(len(self.labels)) if index is None else index  # (n,)
+        self.source = source
+        self.index = torch.arange(len(self.labels)) if index is None else index  # (n,)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -106,9 +106,9 @@ class Split:
         Raises:
             BadInput: the image is missing, truncated or no image; the message names it.
         """
-        number = int(self._index[i])
+        number = int(self.index[i])
         try:
-            return _rgb(self._source.read(number))
+            return _rgb(self.source.read(number))
         except BadInput:
             raise
         except UnidentifiedImageError as error:
@@ -119,12 +119,12 @@ class Split:
 
     def where(self, i: int) -> str:
         """Path or id of image ``i``, for errors."""
-        return self._source.where(int(self._index[i]))
+        return self.source.where(int(self.index[i]))
 
     def subset(self, indices: Sequence[int] | Tensor) -> Split:
         """The split that holds images ``indices`` of this one, in that order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return Split(self._source, self.labels[chosen], self._index[chosen])
+        return Split(self.source, self.labels[chosen], self.index[chosen])
 
     def _unreadable(self, i: int, reason: str) -> BadInput:
         return BadInput(

@@ -7,6 +7,7 @@ run is found and returned, an unfinished one continued. Left out: how options ar
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any, cast
@@ -17,11 +18,11 @@ from torch import nn
 from tailor import catalog, cost
 from tailor.errors import BadInput
 from tailor.legacy import nettailor_student, read_nettailor
-from tailor.opened import backbone_of, measure, open_run, task_of
+from tailor.opened import Opened, backbone_of, measure, open_run, task_of
 from tailor.options import SELECTING, Adapt, Data, Import, Net, Split, Teach
 from tailor.outcome import finish
 from tailor.progress import for_terminal
-from tailor.run import write_tensors
+from tailor.run import LATENCY, write_json, write_tensors
 from tailor.session import (
     Reporter,
     attach_teacher,
@@ -205,6 +206,7 @@ def evaluate(
             f"task {task.name} has no {split} split; give --split {' or '.join(task.splits)}"
         )
     value, images = measure(opened.student, task, split, data, settings)
+    timed = {"latency": time_run(opened)} if latency else {}
     return {
         "run": str(path),
         "task": task.name,
@@ -212,7 +214,18 @@ def evaluate(
         "metric": task.metric,
         "value": value,
         "n": images,
-    } | ({"latency": speed(opened.student)} if latency else {})
+    } | timed
+
+
+def time_run(opened: Opened) -> dict[str, float]:
+    """``speed`` of a finished run, which is left in its ``latency.json``.
+
+    A run that may only be read is timed all the same.
+    """
+    found = speed(opened.student) | {"threads": 1}
+    with contextlib.suppress(BadInput):
+        write_json(opened.path / LATENCY, found)
+    return found
 
 
 def speed(student: Student, *, rounds: int = 40) -> dict[str, float]:

@@ -17,7 +17,7 @@ from pathlib import Path
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
     # What the first step of a training would import otherwise, torch._dynamo above all.
-    ["pytest", "tyro", "sklearn.datasets", "torch._dynamo", "tailor.workflow", "students.taps"]
+    ["pytest", "tyro", "sklearn.datasets", "torch._dynamo", "tailor.sweep", "students.taps"]
 )
 
 

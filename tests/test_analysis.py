@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from analysis import blocks, budget, canvas, curves, layers, pareto, summary
-from analysis.rows import experiments, label, read_runs, rows
+from analysis.rows import experiments, final, label, read_runs, rows
 from analysis.table import cells, markdown, plus_minus, quantity, table
 from tailor.errors import BadInput
 from tests.synthetic_runs import (
@@ -126,6 +126,39 @@ def test_a_folder_of_runs_suggests_its_content(tmp_path):
         read_runs([tmp_path / "runs"])
 
 
+def test_a_folder_of_tasks_with_runs_suggests_their_content(tmp_path):
+    write_run(tmp_path / "runs" / "digits" / "a", "probe")
+    with pytest.raises(BadInput, match=r"did you mean .*runs/\*/\* \(1 runs\)"):
+        read_runs([tmp_path / "runs"])
+
+
+def test_a_sweep_stands_for_its_finished_runs(tmp_path):
+    for name in ("svhn/b", "digits/a", "digits/c", ".trash/d", "digits/deep/e"):
+        write_run(tmp_path / "sweep" / name, "probe")
+    (tmp_path / "sweep" / "digits" / "c" / "result.json").unlink()
+    (tmp_path / "sweep" / "sweep.json").write_text('{"schema": 1}')
+    found = read_runs([tmp_path / "sweep" / "svhn" / "b", tmp_path / "sweep"])
+    names = [str(run.path.relative_to(tmp_path / "sweep")) for run in found]
+    assert names == ["svhn/b", "digits/a", "digits/deep/e"]
+
+
+def test_a_sweep_without_a_finished_run_is_one_line(tmp_path):
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"sweep '.*' has no finished run yet; repeat its"):
+        read_runs([tmp_path])
+
+
+def test_latency_is_a_field_of_the_row(tmp_path):
+    told = {"ms": 2.0, "ms_backbone": 4.0, "ratio": 0.5, "spread": 0.1, "threads": 1}
+    run = write_run(tmp_path / "a", "probe")
+    assert rows(read_runs([run]))[0]["latency"] is None
+    (run / "latency.json").write_text(json.dumps(told))
+    assert rows(read_runs([run]))[0]["latency"] == told
+    (run / "latency.json").write_text("{")
+    with pytest.raises(BadInput, match=r"latency\.json is damaged .*delete it and measure again"):
+        read_runs([run])
+
+
 def test_a_run_of_another_schema_is_refused(tmp_path):
     run = write_run(tmp_path / "a", "probe")
     (run / "run.json").write_text(json.dumps({"schema": 2}))
@@ -230,6 +263,25 @@ def test_mean_and_spread_are_those_of_the_statistics_module(tmp_path):
     assert line["test_spread"] == pytest.approx(100 * statistics.stdev(accuracies), rel=1e-12)
 
 
+def test_the_confidence_interval_is_students(tmp_path):
+    runs = [one(tmp_path / str(seed), "probe", seed=seed, test=accuracy, val=0.5 + seed / 100)
+            for seed, accuracy in enumerate((0.90, 0.93, 0.99))]  # fmt: skip
+    line = table(rows(runs)).iloc[0]
+    # t of 2 degrees of freedom at 97.5 %: 4.302653; deviation of 90, 93, 99: 4.582576.
+    assert line["test_ci"] == pytest.approx(4.302653 * 4.582576 / math.sqrt(3), rel=1e-6)
+    assert line["val_ci"] == pytest.approx(4.302653 * 1.0 / math.sqrt(3), rel=1e-6)
+    assert math.isnan(table(rows(runs[:1]))["test_ci"][0])
+
+
+def test_the_last_stage_of_an_experiment_is_its_final_one(tmp_path):
+    for stage in ("adapt", "pruned", "retrained"):
+        write_run(tmp_path / stage, "taps", lam=0.1, stage=stage)
+    write_run(tmp_path / "only", "taps", lam=0.3)
+    write_run(tmp_path / "ft", "finetune")
+    found = final(read_runs(sorted(tmp_path.iterdir())))
+    assert [members[0].path.name for _, members in found] == ["ft", "retrained", "only"]
+
+
 def test_lambda_stage_price_and_task_are_not_averaged(tmp_path):
     for i, changes in enumerate(
         ({}, {"lam": 0.2}, {"stage": "pruned"}, {"price": "macs"}, {"task": "svhn"})
@@ -255,7 +307,7 @@ def test_an_unknown_accuracy_is_a_dash_and_leaves_the_others_their_mean(tmp_path
 def test_parts_are_in_percent_of_the_backbone(tmp_path):
     parts = params(universal=1000, deltas=250, norms=40, scores=2, head=50, task=300)
     line = table(rows([one(tmp_path / "a", "taps", lam=0.1, params=parts)])).iloc[0]
-    names = ("deltas", "norms", "scores", "other", "task", "head")
+    names = ("deltas", "norms", "scores", "adapters", "task", "head")
     assert [line[f"{n}_percent"] for n in names] == pytest.approx([25, 4, 0.2, 0.8, 30, 5])
     assert line["multiple"] == 1.3
 
@@ -412,6 +464,49 @@ def test_a_student_before_its_pruning_is_no_trade_off(tailored):
     assert frame.loc[pareto.trade_off(frame), "stage"] == "retrained"
 
 
+def timed(path: Path, ratio: float, **changes):
+    """A run of TAPS whose network was timed."""
+    run = write_run(path, "taps", **({"lam": 0.1} | changes))
+    told = {"ms": 8 * ratio, "ms_backbone": 8.0, "ratio": ratio, "spread": 0.1, "threads": 1}
+    (run / "latency.json").write_text(json.dumps(told))
+    return run
+
+
+def test_latency_is_a_cost_in_percent_of_the_backbone(tmp_path):
+    paths = [timed(tmp_path / str(seed), 0.5 + seed / 4, seed=seed) for seed in range(2)]
+    answer = pareto.answer(read_runs([*paths, write_run(tmp_path / "b", "probe")]), cost="latency")
+    line = answer.table.loc[("digits", "taps λ=0.1")]
+    assert (line["cost"], line["latency_ms"], line["front"]) == (62.5, 5.0, True)
+    assert math.isnan(answer.table.loc[("digits", "probe"), "cost"])
+
+
+def test_a_front_over_latency_needs_one_that_was_measured(study):
+    with pytest.raises(BadInput, match="no run has its latency measured; `tailor evaluate"):
+        pareto.answer(study, cost="latency")
+
+
+def test_intervals_are_in_the_table_and_as_thin_bars_in_the_picture(study):
+    answer = pareto.answer(study)
+    line = answer.table.loc[("digits", "finetune")]
+    # Three seeds, 0.4 points apart: deviation .4, half width 4.302653 * .4 / √3.
+    assert (line["seeds"], line["spread"]) == (3, pytest.approx(0.4))
+    assert line["ci95"] == pytest.approx(4.302653 * 0.4 / math.sqrt(3), rel=1e-6)
+    ends = [
+        tuple(segment[:, 1])
+        for bars in answer.figure.axes[0].containers
+        for segment in bars.lines[2][0].get_segments()
+    ]
+    for half in (line["spread"], line["ci95"]):
+        wanted = (line["accuracy"] - half, line["accuracy"] + half)
+        assert any(end == pytest.approx(wanted) for end in ends)
+
+
+def test_costs_of_two_backbones_stand_in_panels_of_their_own(tmp_path):
+    runs = [one(tmp_path / "a", "probe"), one(tmp_path / "b", "probe", backbone="tiny")]
+    panels = pareto.answer(runs).figure.axes
+    assert [p.get_title(loc="left") for p in panels] == ["digits on resnet18", "digits on tiny"]
+
+
 # Layers ---------------------------------------------------------------------------------------
 
 
@@ -455,6 +550,49 @@ def test_stage_of_a_layer():
     )
     stages = ["conv1", "layer1", "blocks.3", "stages.0", "stem"]
     assert [layers.stage(name) for name in names] == stages
+
+
+def test_role_of_a_layer_is_what_it_does_in_its_block():
+    names = ("conv1", "layer1.0.conv2", "layer1.0.downsample.0", "blocks.3.mlp.fc1", "stem.0")
+    names += ("stages.0.blocks.1.conv", "patch_embed.proj", "blocks.0.0.conv_pw")
+    roles = ["no block", "conv2", "downsample", "mlp.fc1", "no block", "conv", "no block"]
+    assert [layers.role(name) for name in names] == [*roles, "conv_pw"]
+
+
+def test_layers_of_one_kind_stand_together(study):
+    answer = layers.answer(study, group="kind")
+    names = list(answer.table.columns)
+    assert names[:2] == ["conv1", "layer1.0.conv1"]
+    assert [layers.role(name) for name in names] == (
+        ["no block"] + 8 * ["conv1"] + 8 * ["conv2"] + 3 * ["downsample"]
+    )
+    assert answer.table[sorted(names)].equals(layers.answer(study).table[sorted(names)])
+    assert answer.shown["Layers"][0].count(" ") == 3
+
+
+def test_the_terminal_has_a_character_per_layer(tmp_path):
+    choices = [(True, False), (True, True), (True, False)]
+    runs = [
+        one(tmp_path / f"{i}", "taps", lam=0.1, seed=i, layer_states=two_layers(*on))
+        for i, on in enumerate(choices)
+    ]
+    line = layers.answer(runs).shown.iloc[0]
+    assert (line["Layers"], line["Adapted"]) == ("█ ▒", "1.3 layers, 53 %")
+
+
+def test_runs_that_chose_blocks_are_sent_to_the_verb_for_them(tailored):
+    chosen = [run for run in tailored if run.result["method"] == "nettailor"]
+    with pytest.raises(BadInput, match=r"chose between blocks .* `tailor blocks`"):
+        layers.answer(chosen)
+
+
+def test_of_rows_that_follow_each_other_the_first_names_the_task(tmp_path):
+    runs = read_runs(write_study(tmp_path, "digits") + write_study(tmp_path, "svhn"))
+    names = layers.heat_map(layers.selective(runs)).axes[1].get_yticklabels()
+    assert [name.get_text() for name in names] == [
+        "digits · taps λ=0.1", "taps λ=0.3", "taps λ=1", "svhn · taps λ=0.1", "taps λ=0.3",
+        "taps λ=1",
+    ]  # fmt: skip
 
 
 def test_two_backbones_in_one_map_are_both_named(tmp_path):
@@ -636,7 +774,40 @@ def test_the_multiple_of_k_tasks_adds_k_times_what_one_task_adds(tmp_path):
     frame = table(rows([one(tmp_path / "a", "taps", lam=0.1, params=parts)]))
     found = budget.budget_table(frame, tasks=(1, 10)).iloc[0]
     assert (found["×1"], found["×10"]) == pytest.approx((1.3, 4.0))
-    assert [found[name] for name in budget.PARTS] == pytest.approx([100, 25, 4, 1, 0, 5])
+    assert [found[name] for name in budget.PARTS] == pytest.approx([100, 25, 0, 0, 4, 1, 5])
+
+
+def test_proxies_are_a_part_of_their_own(tailored):
+    found = budget.answer(tailored).table.loc["nettailor λ=0.3 retrained"]
+    members = [run.result["params"] for run in tailored if run.result["stage"] == "retrained"]
+    shares = [p["adapters"] / p["universal"] for p in members]
+    assert found["proxies"] == pytest.approx(100 * statistics.mean(shares))
+    assert found["adapters"] == 0
+
+
+def test_the_tasks_really_given_add_up_one_after_the_other(tmp_path):
+    for task, size in (("a", 100), ("b", 300), ("c", 50)):
+        write_run(tmp_path / task, "taps", lam=0.1, task=task, params=params(deltas=size))
+    for task in "ac":  # not of b: what follows is unknown
+        told = {"lam": 0.3, "task": task, "params": params(deltas=20)}
+        write_run(tmp_path / f"other-{task}", "taps", **told)
+    answer = budget.answer(read_runs(sorted(tmp_path.iterdir())), tasks=(4, 1))
+    found = answer.table.loc["taps λ=0.1", ["+ a", "+ b", "+ c"]]
+    assert list(found) == pytest.approx([1.1, 1.4, 1.45])
+    assert answer.table.loc["taps λ=0.1", ["×1", "×4"]].tolist() == pytest.approx([1.15, 1.6])
+    only = answer.table.loc["taps λ=0.3", ["+ a", "+ b", "+ c"]]
+    assert only["+ a"] == pytest.approx(1.02)
+    assert only.isna().tolist() == [False, True, True]
+    dots = [line for line in answer.figure.axes[1].lines if line.get_marker() == "o"]
+    assert list(dots[-1].get_ydata()) == pytest.approx([1.1, 1.4, 1.45])
+
+
+def test_no_task_and_two_trunks_are_refused(tmp_path):
+    runs = [one(tmp_path / "a", "probe"), one(tmp_path / "b", "probe", backbone="tiny")]
+    with pytest.raises(BadInput, match="--tasks 0: a trunk serves 1 task or more"):
+        budget.answer(runs[:1], tasks=(0, 1))
+    with pytest.raises(BadInput, match=r"share 2 trunks \(resnet18, tiny\)"):
+        budget.answer(runs)
 
 
 def test_a_bar_ends_where_its_parts_end(tmp_path):

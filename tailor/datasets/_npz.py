@@ -43,9 +43,14 @@ class Encoded:
 
     def read(self, i: int) -> Image.Image:
         """Decode image ``i``."""
-        image = Image.open(io.BytesIO(self.data[self.offsets[i] : self.offsets[i + 1]].tobytes()))
+        image = Image.open(io.BytesIO(self.encoded(i)))
         image.load()
         return image
+
+    def encoded(self, i: int) -> bytes:
+        """The file of image ``i``."""
+        found: bytes = self.data[self.offsets[i] : self.offsets[i + 1]].tobytes()
+        return found
 
     def where(self, i: int) -> str:
         """File, number and, where it is known, id."""

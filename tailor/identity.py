@@ -1,0 +1,54 @@
+"""Identity of a task's data: a short fingerprint that changes when images or labels do.
+
+A run that resumes, and a trial that is found again, must not silently go on with other images. All
+labels are hashed, and every image by what is cheapest and still its own: stored bytes where they
+are in memory, name and size of a file; of sources that only decode, a sample. Left out: which
+images a task has (``task.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tailor.task import Split, Task
+
+_SAMPLE = 32  # decoded images per split, of a source that knows neither bytes nor files
+
+
+def fingerprint(task: Task) -> str:
+    """Sixteen hexadecimal digits over classes, labels and images of all splits.
+
+    Args:
+        task: from ``open_task``; a smaller part of the same data has another fingerprint.
+    """
+    digest = hashlib.sha256("\n".join(task.classes).encode())
+    for name in sorted(task.splits):
+        split = task.splits[name]
+        digest.update(f"{name} {len(split)}\n".encode())
+        digest.update(split.labels.contiguous().numpy().tobytes())
+        _images(split, digest)
+    return digest.hexdigest()[:16]
+
+
+def _images(split: Split, digest: Any) -> None:
+    source: Any = split.source
+    places = split.index.tolist()
+    if paths := getattr(source, "paths", None):
+        for i in places:
+            path = Path(paths[i])
+            # The last two parts: the same data may be mounted elsewhere on another machine.
+            size = path.stat().st_size if path.exists() else -1
+            digest.update(f"{'/'.join(path.parts[-2:])} {size}\n".encode())
+    elif isinstance(pixels := getattr(source, "pixels", None), np.ndarray):
+        for i in places:
+            digest.update(np.ascontiguousarray(pixels[i]).data)
+    elif (encoded := getattr(source, "encoded", None)) is not None:
+        for i in places:
+            digest.update(encoded(i))
+    else:
+        for k in range(0, len(places), max(1, len(places) // _SAMPLE)):
+            digest.update(split.read(k).tobytes())

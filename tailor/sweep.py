@@ -1,0 +1,413 @@
+"""The verb ``sweep``: work through a grid of trials, or search, alone or with many workers.
+
+Every process is a worker of the same kind: it takes a trial from the ledger, trains it in run
+directories named by content, writes the result down, and takes the next, until none is left. A
+worker that is killed loses nothing: its trial goes to another one, which continues from the last
+checkpoint. With ``processes`` this process only watches the workers that it starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import statistics
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import optuna
+import torch
+from optuna.storages import RDBStorage
+from sqlalchemy.engine import make_url
+
+from tailor import identity, workflow
+from tailor.errors import BadInput, first_line
+from tailor.ledger import Ledger, Slot, State
+from tailor.opened import open_run, task_of
+from tailor.options import Data, Objective, Sweep
+from tailor.run import PLACE, Unwritable, read_json, write_json
+from tailor.space import Space, space_of
+from tailor.storage import Heart, Unreachable, default_url, open_storage
+from tailor.sweep_progress import SweepProgress, SweepSilent
+from tailor.units import Unit, run, short
+
+SCHEMA = 1
+MARK = "sweep.json"  # makes a folder of runs a sweep
+_FAILURES = 3  # in a row: the fourth would fail as well
+_PATIENCE_SECONDS = 120  # for a database that restarts
+T = TypeVar("T")
+
+
+def sweep(
+    options: Sweep, *, tell: SweepProgress | None = None, command: str = ""
+) -> dict[str, Any]:
+    """Work until every trial is done, by this process or by others.
+
+    Args:
+        options: what to sweep over.
+        tell: who is told how far it is.
+        command: recorded as the origin of every run.
+
+    Returns:
+        ``study``, ``storage``, ``out``, how many trials there are (``total``), ``done`` and
+        ``failed``, and ``trials``: one dictionary per trial in the order of the grid, with its
+        ``point``, ``status``, ``val``, ``test``, ``params`` (added, in backbones), ``macs`` (of the
+        backbone's), ``bytes``, ``layers_adapted``, ``seconds``, ``runs`` (last stage of each seed),
+        ``attempts``, ``error``, and in a search whether it is on the Pareto ``front``.
+
+    Raises:
+        BadInput: an unusable search space, database or folder; what is finished stays.
+    """
+    tell = tell or SweepSilent()
+    space = space_of(options)
+    images = {task: identity.fingerprint(task_of(_data(options, task))) for task in options.task}
+    known = _folder(options.out, images)
+    url = options.storage or default_url(options.out)
+    if options.storage is None:
+        options.out.mkdir(parents=True, exist_ok=True)
+    name = options.study or options.out.resolve().name
+    place = make_url(url).render_as_string()
+    with open_storage(url, options.heartbeat) as storage:
+        ledger = Ledger(
+            storage,
+            url,
+            name,
+            slots=_slots(space),
+            distributions=space.distributions(),
+            directions=[_direction(o) for o in options.objectives],
+            identity=_identity(space) | {"images": images},
+        )
+        about = {"storage": place, "command": command, "space": _identity(space), "images": images}
+        _mark(options.out, known, name, about)
+        if options.retry_failed:
+            ledger.top_up(retry_failed=True)
+        tell.begin(len(ledger.states()))
+        try:
+            if options.processes > 1:
+                _watch(options, ledger, tell, command)
+            else:
+                if options.threads:
+                    torch.set_num_threads(options.threads)
+                with _terminated_like_interrupted():
+                    _Worker(space, ledger, storage, tell, command).work()
+        finally:
+            tell.end()
+        found = _results(space, ledger)
+    return {"study": name, "storage": place, "out": str(options.out)} | found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Worker:
+    """One process that takes trials until none is left."""
+
+    space: Space
+    ledger: Ledger
+    storage: RDBStorage
+    tell: SweepProgress
+    command: str
+
+    def work(self) -> None:
+        failures = 0
+        while True:
+            trial = _patiently(self.ledger.claim)
+            states = _patiently(self.ledger.states)
+            self.tell.counted(_counts(states))
+            if trial is None:
+                if all(state.status in ("done", "failed") for state in states.values()):
+                    return
+                time.sleep(0.5)  # others are at the rest
+                continue
+            error = self._try(trial)
+            failures = failures + 1 if error else 0
+            if failures == _FAILURES:
+                raise BadInput(
+                    f"{failures} trials in a row failed, the last one with: {error} (mend that; "
+                    f"repeat the command with --retry-failed)"
+                )
+
+    def _try(self, trial: optuna.Trial) -> str | None:
+        """Train and write down; the error of a trial that cannot be done."""
+        point = dict(trial.params)
+        self.tell.trial(_name(point))
+        number, every = self.ledger.trial_id(trial), self.space.options.heartbeat
+        with Heart(self.storage, number, every):
+            try:
+                values, facts = self._measure(point)
+            except (KeyboardInterrupt, Unwritable):
+                self.ledger.release(trial)
+                raise
+            except BadInput as error:
+                said = str(error)
+            except Exception as error:  # a defect must not stop the other trials of a night
+                traceback.print_exc()
+                said = f"{type(error).__name__}: {first_line(error)}"
+            else:
+                _patiently(lambda: self.ledger.finish(trial, values, facts))
+                self.tell.counted(_counts(_patiently(self.ledger.states)))
+                self.tell.finished(_name(point), facts)
+                return None
+            _patiently(lambda: self.ledger.fail(trial, said))
+            self.tell.counted(_counts(_patiently(self.ledger.states)))
+            self.tell.failed(_name(point), said)
+            return said
+
+    def _measure(self, point: dict[str, Any]) -> tuple[list[float], dict[str, Any]]:
+        """Train the units of a point: their objectives, and what the table says about them."""
+        out, units = self.space.options.out, self.space.units(point)
+        found = [
+            _facts(run(unit, out, tell=self.tell.stage, command=self.command), unit, out)
+            for unit in units
+        ]
+        known = (name for name in _MEANS if found[0][name] is not None)
+        facts: dict[str, Any] = {n: statistics.fmean(f[n] for f in found) for n in known}
+        facts |= {"runs": [f["run"] for f in found], "keys": [u.key() for u in units]}
+        if "latency" in self.space.options.objectives:
+            students = (open_run(out / place).student for place in facts["runs"])
+            facts["latency"] = statistics.fmean(workflow.speed(s)["ms"] for s in students)
+        return [float(facts[name]) for name in self.space.options.objectives], facts
+
+
+_MEANS = ("val", "test", "params", "macs", "bytes", "layers_adapted", "seconds")
+
+
+def _facts(result: Mapping[str, Any], unit: Unit, out: Path) -> dict[str, Any]:
+    """What the table of a sweep says about one unit."""
+    params, macs = result["params"], result["macs"]
+    stages = unit.stages(out)
+    return {
+        "val": result["val"],
+        "test": result["test"],
+        "params": params["multiple"] - 1,
+        "macs": macs["student"] / macs["backbone"] if macs["backbone"] else 1.0,
+        "bytes": result["bytes"],
+        "layers_adapted": result["layers_adapted"],
+        "seconds": sum(read_json(s / "result.json")["seconds"] for s in stages),
+        "run": str(stages[-1].relative_to(out)),
+    }
+
+
+def _results(space: Space, ledger: Ledger) -> dict[str, Any]:
+    states = ledger.states()
+    counts = _counts(states)
+    best = ledger.front() if space.ranges else set()
+    trials = []
+    for state in states.values():
+        trial, facts = state.trial, state.facts
+        lines: dict[str, Any] = {
+            "trial": None if trial is None else trial.number,
+            "point": {} if trial is None else trial.params,
+            "status": state.status,
+            "attempts": state.before + (state.status == "done"),
+            "error": state.error if state.status == "failed" else None,
+        }
+        names = (*_MEANS, "latency", "runs")
+        lines |= {name: facts[name] for name in names if name in facts}
+        if space.ranges:
+            lines["front"] = trial is not None and trial.number in best
+        trials.append(lines)
+    return {"total": len(states), "done": counts["done"], "failed": counts["failed"]} | {
+        "trials": trials
+    }
+
+
+def _counts(states: Mapping[str, State]) -> dict[str, int]:
+    words = [state.status for state in states.values()]
+    return {word: words.count(word) for word in ("done", "failed", "running", "waiting", "open")}
+
+
+def _slots(space: Space) -> list[Slot]:
+    if space.ranges:
+        return [Slot(f"search {i:05d}", {}) for i in range(space.options.trials)]
+    found = {
+        "+".join(unit.key()[:16] for unit in space.units(point)): point for point in space.points()
+    }
+    return [Slot(name, point) for name, point in found.items()]
+
+
+def _identity(space: Space) -> dict[str, Any]:
+    """What makes a study this one; places and the order of values do not."""
+    options = dataclasses.asdict(space.options)
+    own = ("method", "lam", "seed", "rule", "option", "search", "until", "retrain_epochs")
+    said = {name: sorted(v) if isinstance(v := options[name], tuple) else v for name in own}
+    view = {k: v for k, v in options["images"].items() if k not in PLACE}
+    train = {k: v for k, v in options["train"].items() if k not in PLACE}
+    return {
+        "task": sorted(options["task"]),
+        "backbone": dict(sorted(space.weights.items())),
+        **said,
+        "view": view,
+        "train": train,
+        "objectives": list(options["objectives"]),
+    }
+
+
+def _direction(objective: Objective) -> Literal["maximize", "minimize"]:
+    return "maximize" if objective == "val" else "minimize"
+
+
+def _data(options: Sweep, task: str) -> Data:
+    return Data(task=task, **dataclasses.asdict(options.images))
+
+
+def _name(point: Mapping[str, Any]) -> str:
+    """A point in one line, such as ``digits taps λ=0.1 seed 0``."""
+    words = {"task": "{}", "backbone": "{}", "method": "{}", "lam": "λ={:g}", "seed": "seed {}"}
+    said = {"task": short(str(point.get("task", "")))}
+    told = {k: v for k, v in (dict(point) | said).items() if v != ""}
+    return " ".join(
+        words.get(name, f"{name}={{}}").format(value)
+        for name, value in sorted(
+            told.items(), key=lambda p: [*words].index(p[0]) if p[0] in words else 3
+        )
+    )
+
+
+def _folder(out: Path, images: Mapping[str, str]) -> dict[str, Any]:
+    """What ``sweep.json`` says about the studies in the folder ``out``; empty for a new one.
+
+    Raises:
+        BadInput: a folder of something else, of another version, or of other images.
+    """
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"{out} is a file; choose another --out")
+    if not (out / MARK).exists():
+        there = out.iterdir() if out.exists() else []
+        others = sorted(p.name for p in there if not p.name.startswith((".", "sweep.db")))
+        if others:
+            raise BadInput(
+                f"{out} is no folder of a sweep but holds {others[0]!r}; choose an empty or new "
+                f"--out"
+            )
+        return {"schema": SCHEMA, "images": {}, "studies": {}}
+    known: dict[str, Any] = read_json(out / MARK)
+    if known.get("schema") != SCHEMA:
+        raise BadInput(
+            f"{out / MARK} was written by another version of tailor; install that one, or choose "
+            f"another --out"
+        )
+    for task, now in images.items():
+        if known["images"].get(task, now) != now:
+            raise BadInput(
+                f"{out} holds runs on other images or labels of {task}; put them back as they "
+                f"were, or choose another --out"
+            )
+    return known
+
+
+def _mark(out: Path, known: dict[str, Any], name: str, about: dict[str, Any]) -> None:
+    """Note a study in the folder, beside those that were there."""
+    now = {
+        "schema": SCHEMA,
+        "images": known["images"] | about.pop("images"),
+        "studies": known["studies"] | {name: about},
+    }
+    if now != known:
+        write_json(out / MARK, now)
+
+
+def _patiently(action: Callable[[], T]) -> T:
+    """Try again while a database restarts: a trained trial is worth the wait."""
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return action()
+        except Unreachable:
+            if time.monotonic() > until:
+                raise
+            time.sleep(2.0)
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM, a cluster's first warning, give the trial back as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _watch(options: Sweep, ledger: Ledger, tell: SweepProgress, command: str) -> None:
+    """Start the workers and tell how far they are."""
+    threads = options.threads or max(1, (os.cpu_count() or 1) // options.processes)
+    alone = dataclasses.replace(options, processes=1, threads=threads, retry_failed=False)
+    context = multiprocessing.get_context("spawn")
+    workers: list[BaseProcess] = [
+        context.Process(target=_work_alone, args=(alone, command)) for _ in range(options.processes)
+    ]
+    told: set[str] = set()
+    with _terminated_like_interrupted():
+        try:
+            for worker in workers:
+                worker.start()
+            while True:
+                states = _patiently(ledger.states)
+                tell.counted(_counts(states))
+                _tell_new(states, told, tell)
+                if all(state.status in ("done", "failed") for state in states.values()):
+                    break
+                if not any(worker.is_alive() for worker in workers):
+                    raise BadInput(
+                        "all workers ended before the sweep was done (see above); repeat the "
+                        "command to continue"
+                    )
+                time.sleep(0.5)
+        except BaseException:
+            for worker in workers:
+                if worker.pid is not None:
+                    worker.terminate()
+            raise
+        finally:
+            for worker in workers:
+                if worker.pid is not None:
+                    worker.join()
+
+
+def _tell_new(states: Mapping[str, State], told: set[str], tell: SweepProgress) -> None:
+    """Tell about every trial once that ended since."""
+    first = not told
+    for name, state in states.items():
+        if state.status not in ("done", "failed") or name in told or state.trial is None:
+            continue
+        told.add(name)
+        if first and state.status == "done":
+            continue  # of an earlier session
+        if state.status == "done":
+            tell.finished(_name(state.trial.params), state.facts)
+        else:
+            tell.failed(_name(state.trial.params), str(state.error))
+    told.add("")
+
+
+def _work_alone(options: Sweep, command: str) -> None:
+    """In a process of its own: a worker that speaks only of errors, and ends with its parent."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()
+    try:
+        sweep(options, command=command)
+    except BadInput as error:
+        print(f"tailor: a worker stopped: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
