@@ -180,7 +180,7 @@ def _depth_bar(figure: Figure, panels: list[Axes], run: Run) -> None:
 def depth_colours(depth: int) -> list[str]:
     """Blue at the input to orange at the output; the ends of the map would vanish in the paper."""
     scale = sns.color_palette("plasma", as_cmap=True)
-    return [to_hex(scale(0.08 + 0.74 * i / max(depth - 1, 1))) for i in range(depth)]
+    return [to_hex(scale(0.2 + 0.62 * i / max(depth - 1, 1))) for i in range(depth)]
 
 
 def _mark_threshold(axes: Axes, run: Run, side: Literal["left", "right"] = "right") -> None:

@@ -101,9 +101,9 @@ def _axis(cost: pareto.Cost, table: pd.DataFrame, of: str) -> dict[str, Any]:
     least = costs[costs > 0].min() if (costs > 0).any() else 1.0
     return {
         "key": cost,
-        "name": pareto._NAMES[cost],
-        "title": f"Accuracy against {pareto._NAMES[cost]}{of}",
-        "axis": pareto._COSTS[cost][1],
+        "name": pareto.NAMES[cost],
+        "title": f"Accuracy against {pareto.NAMES[cost]}{of}",
+        "axis": pareto.COSTS[cost][1],
         "scale": "cost" if cost == "params" else "linear",
         "first": 10.0 ** math.floor(math.log10(least)),  # 0 has a place left of it
         "most": max(100.0, float(costs.max())) if len(costs) else 100.0,
@@ -116,7 +116,7 @@ def _panel(task: str, points: pd.DataFrame) -> dict[str, str]:
 
 
 def _series(name: str, stage: str, colour: str) -> dict[str, Any]:
-    reference = name in pareto._REFERENCES
+    reference = name in pareto.REFERENCES
     return {
         "name": name if reference or stage == "adapt" else f"{name}, {stage}",
         "stage": stage,

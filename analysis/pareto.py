@@ -31,16 +31,16 @@ from tailor.errors import BadInput
 
 Cost = Literal["params", "macs", "latency"]
 
-_REFERENCES = ("finetune", "scratch", "probe")
+REFERENCES = ("finetune", "scratch", "probe")
 # Places for a label around its point in pixels; a 0 is centred, a negative one ends there.
 _BESIDE = ((8, -18), (-8, 6), (8, 6), (-8, -18), (0, 13), (0, -26), (14, -5), (-14, -5))
 _ACCURACIES = (*range(0, 91, 10), 95, 98, 99, 99.5, 100)
-_COSTS: dict[Cost, tuple[str, str]] = {  # column of the table, title of the axis
+COSTS: dict[Cost, tuple[str, str]] = {  # column of the table, title of the axis
     "params": ("task_percent", "Added parameters, % of the backbone (without head)"),
     "macs": ("macs_ratio", "MACs of the network, % of the backbone"),
     "latency": ("latency_ratio", "Wall time of one image, % of the backbone's"),
 }
-_NAMES: dict[Cost, str] = {
+NAMES: dict[Cost, str] = {
     "params": "added parameters",
     "macs": "MACs",
     "latency": "latency",
@@ -76,7 +76,7 @@ def trade_off(frame: pd.DataFrame, within: float = 1.0) -> Any:
         A label of ``frame.index``; None where no method has a known accuracy.
     """
     split = "test" if frame["val"].isna().all() else "val"
-    cost = _COSTS[priced_in(frame)][0]
+    cost = COSTS[priced_in(frame)][0]
     methods = methods_of(settled(frame)).dropna(subset=[split, cost])
     if methods.empty:
         return None
@@ -89,7 +89,7 @@ def trade_off(frame: pd.DataFrame, within: float = 1.0) -> Any:
 
 def methods_of(frame: pd.DataFrame) -> pd.DataFrame:
     """The lines of a table that are no references."""
-    return frame[~frame["method"].isin(_REFERENCES)]
+    return frame[~frame["method"].isin(REFERENCES)]
 
 
 def priced_in(frame: pd.DataFrame) -> Cost:
@@ -104,7 +104,7 @@ def answer(runs: Sequence[Run], cost: Cost = "params") -> Answer:
         BadInput: no run has its latency measured, and ``cost`` asks for it.
     """
     frame = table(rows(runs))
-    if frame[_COSTS[cost][0]].isna().all():
+    if frame[COSTS[cost][0]].isna().all():
         raise BadInput(
             "no run has its latency measured; `tailor evaluate RUN --latency` or "
             "`tailor pareto RUN... --cost latency` measures it"
@@ -127,8 +127,8 @@ def answer(runs: Sequence[Run], cost: Cost = "params") -> Answer:
         shown[title] = [number(value, ".2f") for value in points[name]]
     shown["Front"] = ["yes" if on else "" for on in points["front"]]
     return Answer(
-        f"Accuracy against {_NAMES[cost]}",
-        f"Cost: {_COSTS[cost][1][0].lower()}{_COSTS[cost][1][1:]}. Accuracy of the test split "
+        f"Accuracy against {NAMES[cost]}",
+        f"Cost: {COSTS[cost][1][0].lower()}{COSTS[cost][1][1:]}. Accuracy of the test split "
         "(validation where there is none), mean over seeds; “± sd” is the sample standard "
         "deviation, “± 95 %” half the confidence interval of the mean (Student's t of n - 1). On "
         "the front no setting is both better and cheaper, by means."
@@ -168,7 +168,7 @@ def pareto_table(frame: pd.DataFrame, cost: Cost = "params") -> pd.DataFrame:
         )
         for line in lines
     ]
-    points["cost"] = frame[_COSTS[cost][0]] * (1 if cost == "params" else 100)
+    points["cost"] = frame[COSTS[cost][0]] * (1 if cost == "params" else 100)
     for task, lines in points.groupby("task", sort=False):
         known = frame.loc[lines.index]
         split = "val" if known["test"].isna().any() and known["val"].notna().any() else "test"
@@ -195,7 +195,7 @@ def pareto_plot(frame: pd.DataFrame, cost: Cost = "params") -> Figure | None:
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     colours = canvas.palette(points["series"])
     for axes, task in zip(panels, tasks, strict=False):
-        _draw_task(axes, points[points["task"] == task], colours, _COSTS[cost][1])
+        _draw_task(axes, points[points["task"] == task], colours, COSTS[cost][1])
         if cost != "params":
             axes.set_xlim(0, 1.08 * max(100.0, float(points["cost"].max())))
         else:
@@ -245,7 +245,7 @@ def _ends(points: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
 
 def _line(method: str, stage: str, colours: dict[str, str]) -> dict[str, Any]:
     """A reference is a lone square, a method a line through its λ, dotted until retrained."""
-    if method in _REFERENCES:
+    if method in REFERENCES:
         return {"color": colours[method], "marker": "s", "linewidth": 0}
     style = {"marker": _MARKERS.get(stage, "o"), "linestyle": ":" if stage == "pruned" else "-"}
     return style | {"color": colours[method], "linewidth": 1.4}
@@ -296,7 +296,7 @@ def _scale(axes: Axes, positive: pd.Series) -> None:
 def _legend(figure: Figure, points: pd.DataFrame, colours: dict[str, str]) -> None:
     handles = []
     for method, stage in dict.fromkeys(zip(points["series"], points["stage"], strict=True)):
-        name = method if method in _REFERENCES or stage == "adapt" else f"{method}, {stage}"
+        name = method if method in REFERENCES or stage == "adapt" else f"{method}, {stage}"
         line = _line(method, stage, colours)
         handles.append(Line2D([], [], label=canvas.plain(name), **line))
     handles.append(Line2D([], [], color=MUTED, lw=5, alpha=0.25, label="Pareto front"))

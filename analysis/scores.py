@@ -179,7 +179,9 @@ def _draw_shares(
     frame["column"] = frame["setting"].map(names)
     kinds = list(dict.fromkeys(settings))
     scale = sns.color_palette("viridis", as_cmap=True)
-    colours = {k: to_hex(scale(0.9 * i / max(len(kinds) - 1, 1))) for i, k in enumerate(kinds)}
+    colours = {
+        k: to_hex(scale(0.2 + 0.7 * i / max(len(kinds) - 1, 1))) for i, k in enumerate(kinds)
+    }
     what = "blocks" if gates_blocks(found[0][2][0]) else "layers"
     verb = "kept at their gates" if what == "blocks" else "adapted"
     panels = figure.subplots(1, 2, sharey=True)

@@ -146,8 +146,8 @@ def origins(experiments: Iterable[Sequence[Run]]) -> list[list[dict[str, str]]]:
 def study(paths: Iterable[Path]) -> list[tuple[str, str]]:
     """Name and value of what is known about the sweeps among ``paths``; empty without one.
 
-    Told are the command, what was searched, and what lies in the folder: a trial that failed, or
-    that waits in the database, has left no finished run.
+    Told are the command, what was searched, how the trials of the last session that saw the end
+    went, and what lies in the folder.
     """
     told = []
     for folder in (path for path in paths if (path / SWEEP).exists()):
@@ -155,6 +155,9 @@ def study(paths: Iterable[Path]) -> list[tuple[str, str]]:
             told += [("Sweep", f"{name}, in {folder}"), ("Command", str(about.get("command")))]
             told += [(n, v) for n, v in _space(about.get("space") or {}) if v]
             told.append(("Database", str(about.get("storage"))))
+            if trials := about.get("trials"):
+                told.append(("Trials", f"{trials['done']} of {trials['total']} done"))
+                told += [("Failed", str(error)) for error in trials["errors"]]
         finished, begun = (_folders_with(name, folder) for name in ("result.json", "run.json"))
         begun -= finished
         runs = f"{len(finished)} finished"

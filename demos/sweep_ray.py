@@ -1,7 +1,6 @@
 """A sweep as Ray jobs: as many workers as the cluster has room for, each a task with one GPU.
 
-python -m demos.sweep_ray 8 --task svhn --method taps --lam 0.1 0.3 1 --storage postgresql://... --out
-runs/sweep
+python -m demos.sweep_ray 8 --task svhn --lam 0.1 0.3 1 --storage postgresql://... --out runs/sweep
 
 The first number says how many workers to start; everything after it goes to ``tailor sweep`` as it
 is. Ray (``pip install ray``) only places the workers; what is done and what is lost is the

@@ -14,9 +14,9 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from tailor import show
 from tailor.ask import QUESTIONS
 from tailor.errors import BadInput
 
@@ -98,13 +98,13 @@ def _dispatch(args: list[str]) -> int:
     machine = "--json" in rest
     rest = [a for a in rest if a != "--json"]
     command = shlex.join(["tailor", verb, *rest])
-    result, show = _COMMANDS[verb](rest, command, machine)
+    result, tell = _COMMANDS[verb](rest, command, machine)
     if int(os.environ.get("RANK", "0")) > 0:  # under torchrun, process 0 speaks for all
         return 0
     if machine:
         print(json.dumps(result))
     else:
-        show(result)
+        tell(result)
     if isinstance(result, dict) and result.get("failed"):
         why = next(t["error"] for t in result["trials"] if t["status"] == "failed")
         raise BadInput(
@@ -145,7 +145,7 @@ def _teach(args: list[str], command: str, machine: bool) -> Shown:
 
     options = _parse(Teach, "teach", args)
     with joined():
-        return workflow.teach(options, tell=_teller(machine), command=command), _show_result
+        return workflow.teach(options, tell=_teller(machine), command=command), show.result
 
 
 def _adapt(args: list[str], command: str, machine: bool) -> Shown:
@@ -160,7 +160,7 @@ def _adapt(args: list[str], command: str, machine: bool) -> Shown:
     kind = generic[method.Config]
     options = _parse(kind, "adapt", args)
     with joined():
-        return workflow.adapt(options, tell=_teller(machine), command=command), _show_result
+        return workflow.adapt(options, tell=_teller(machine), command=command), show.result
 
 
 def _peek(args: list[str], flag: str, default: str) -> str:
@@ -177,18 +177,7 @@ def _prune(args: list[str], command: str, machine: bool) -> Shown:
     from tailor.options import Prune
 
     options = _parse(Prune, "prune", _positional(args))
-    return shrink.prune(options, tell=_teller(machine), command=command), _show_pruned
-
-
-def _show_pruned(result: dict[str, Any]) -> None:
-    """The table, and what the rule alone would not explain."""
-    _show_table([result], None)
-    for word, why in (
-        ("excluded", "also removed, because nothing arrives there or leaves"),
-        ("reopened", "kept in spite of the rule, because the network was cut apart"),
-    ):
-        if names := result.get(word):
-            print(f"{why}: {', '.join(names)}")
+    return shrink.prune(options, tell=_teller(machine), command=command), show.pruned
 
 
 def _retrain(args: list[str], command: str, machine: bool) -> Shown:
@@ -198,7 +187,7 @@ def _retrain(args: list[str], command: str, machine: bool) -> Shown:
 
     options = _parse(Retrain, "retrain", _positional(args))
     with joined():
-        return shrink.retrain(options, tell=_teller(machine), command=command), _show_result
+        return shrink.retrain(options, tell=_teller(machine), command=command), show.result
 
 
 def _sweep(args: list[str], command: str, machine: bool) -> Shown:
@@ -208,43 +197,7 @@ def _sweep(args: list[str], command: str, machine: bool) -> Shown:
     from tailor.sweep import sweep  # Optuna takes a second to import
     from tailor.sweep_progress import for_terminal
 
-    return sweep(options, tell=for_terminal(quiet=machine), command=command), _show_sweep
-
-
-def _show_sweep(result: dict[str, Any]) -> None:
-    """Means over seeds, and which trials failed."""
-    from tailor import catalog
-    from tailor.progress import table_of, wide_console
-
-    console = wide_console()
-    done = [t for t in result["trials"] if t["status"] == "done"]
-    places = [Path(result["out"]) / run for trial in done for run in trial["runs"]]
-    here = [place for place in places if (place / "result.json").exists()]
-    if here:
-        rows = catalog.load("analysis", "rows", "analysis")
-        table = catalog.load("analysis", "table", "analysis")
-        frame = table.table(rows.rows(rows.read_runs(here)))
-        console.print(table_of(table.cells(frame)))
-    if len(here) < len(places):
-        console.print(f"{len(places) - len(here)} of {len(places)} runs lie on other machines")
-    front = [t for t in done if t.get("front")]
-    for t in sorted(front, key=lambda t: t["params"]):
-        said = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}"
-                        for k, v in t["point"].items())  # fmt: skip
-        console.print(
-            f"on the front: {100 * t['val']:.2f} % validation, {100 * t['params']:.2f} % added, "
-            f"{t['macs']:.3f} MACs: {said}",
-            highlight=False,
-            markup=False,
-        )
-    for t in (t for t in result["trials"] if t["status"] == "failed"):
-        console.print(f"failed: {t['point']}: {t['error']}", highlight=False, markup=False)
-    console.print(
-        f"{result['done']} of {result['total']} trials done; `tailor report {result['out']} --out "
-        f"report.html` shows them",
-        highlight=False,
-        markup=False,
-    )
+    return sweep(options, tell=for_terminal(quiet=machine), command=command), show.sweep
 
 
 def _import(args: list[str], command: str, machine: bool) -> Shown:
@@ -253,7 +206,7 @@ def _import(args: list[str], command: str, machine: bool) -> Shown:
 
     options = _parse(Import, "import", _positional(args, "--checkpoint"))
     result = workflow.import_checkpoint(options, tell=_teller(machine), command=command)
-    return result, _show_result
+    return result, show.result
 
 
 def _positional(args: list[str], name: str = "--run") -> list[str]:
@@ -269,20 +222,7 @@ def _evaluate(args: list[str], command: str, machine: bool) -> Shown:
     result = workflow.evaluate(
         o.run, split=o.split, device=o.device, root=o.root, latency=o.latency
     )
-    return result, _show_measured
-
-
-def _show_measured(r: dict[str, Any]) -> None:
-    said = (
-        f"{r['metric']} {100 * r['value']:.2f} % on {r['n']} images of {r['task']} ({r['split']})"
-    )
-    if "latency" in r:
-        time = r["latency"]
-        said += (
-            f"; {time['ms']:.2f} ms per image, {time['ratio']:.2f}x of the backbone's "
-            f"{time['ms_backbone']:.2f} ms (spread {time['spread']:.2f}, one thread)"
-        )
-    print(f"{r['run']}: {said}")
+    return result, show.measured
 
 
 def _merge(args: list[str], command: str, machine: bool) -> Shown:
@@ -290,16 +230,7 @@ def _merge(args: list[str], command: str, machine: bool) -> Shown:
     from tailor.options import Merge
 
     o = _parse(Merge, "merge", _positional(args))
-    return workflow.merge(o.run, o.out), _show_merged
-
-
-def _show_merged(r: dict[str, Any]) -> None:
-    print(f"{r['out']}: {r['backbone']} with {r['classes']} classes, {r['bytes']:,} bytes")
-    if not r["timm"]:
-        print(
-            f"no plain timm model: in Python, tailor.open_run({r['run']!r}).student.merge() builds "
-            f"the network that this state dict fits"
-        )
+    return workflow.merge(o.run, o.out), show.merged
 
 
 def _report(args: list[str], command: str, machine: bool) -> Shown:
@@ -315,9 +246,9 @@ def _report(args: list[str], command: str, machine: bool) -> Shown:
     rows = catalog.load("analysis", "rows", "analysis")
     found = rows.read_runs(o.runs)
     if o.out is not None:
-        catalog.load("analysis", "report", "analysis").write_report(o.runs, o.out)
+        catalog.load("analysis", "report", "analysis").write_report(o.runs, o.out, static=o.static)
     result = {"rows": rows.rows(found)}
-    return result, lambda r: _show_table(r["rows"], o.out)
+    return result, lambda r: show.table(r["rows"], o.out)
 
 
 def _draw(args: list[str], command: str, machine: bool) -> Shown:
@@ -380,57 +311,3 @@ _COMMANDS: dict[str, Callable[[list[str], str, bool], Shown]] = {
     "bench": _bench,
     "list": _list,
 }
-
-
-def _show_result(result: dict[str, Any]) -> None:
-    _show_table([result], None)
-
-
-def _show_table(rows: list[dict[str, Any]], out: Path | None) -> None:
-    from rich.table import Table
-
-    from tailor.progress import wide_console
-
-    table = Table(
-        box=None,
-        header_style="bold",
-        caption="layers adapted, universal blocks kept; params: one task's network, MACs: one "
-        "image, both in backbones; multiple: trunk and this task; all without heads",
-        caption_justify="left",
-    )
-    words = ("run", "task", "method", "stage")
-    numbers = ("val %", "test %", "layers", "blocks", "params", "MACs", "multiple", "bytes")
-    for name in (*words, *numbers):
-        table.add_column(name, justify="left" if name in words else "right")
-    for r in rows:
-        params, macs, blocks = r["params"], r["macs"], r.get("blocks")
-        # A row of the report counts blocks, a result lists them; runs of old versions have neither.
-        kept = r.get("blocks_kept")
-        if isinstance(blocks, list):
-            kept, blocks = sum(b["kept"] for b in blocks), len(blocks)
-        network = params.get("network")
-        table.add_row(
-            *(str(r[word]) for word in words),
-            _percent(r["val"]),
-            _percent(r["test"]),
-            "-" if _mixes_blocks(r) else f"{r['layers_adapted']}/{r['layers']}",
-            "-" if kept is None or blocks is None else f"{kept}/{blocks}",
-            "-" if network is None else f"{network / params['universal']:.3f}",
-            f"{macs['student'] / macs['backbone']:.3f}" if macs["backbone"] else "-",
-            f"{params['multiple']:.3f}x",
-            f"{r['bytes']:,}",
-        )
-    console = wide_console()
-    console.print(table)
-    if out is not None:
-        console.print(f"written: {out}", highlight=False, markup=False)
-
-
-def _mixes_blocks(row: dict[str, Any]) -> bool:
-    """Whether the method chooses among blocks, so that no layer is ever adapted."""
-    gates = row.get("gates") or []
-    return row.get("gated") == "blocks" or any(g["kind"] != "delta" for g in gates)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"

@@ -33,6 +33,7 @@ from tailor.errors import BadInput
 from tailor.storage import speaking_of
 
 SCHEMA = 1
+_AT_ONCE = 4  # slots that a worker puts into an empty queue
 LOST = 20  # attempts at one point whose worker died; then something about the point kills workers
 Status = Literal["done", "running", "waiting", "open", "failed"]  # open: not even in the queue
 
@@ -126,12 +127,28 @@ class Ledger:
             if found.get(part) != asked.get(part):
                 raise BadInput(_differs(name, part, found.get(part), asked.get(part)))
 
-    def top_up(self, *, retry_failed: bool = False) -> None:
-        """Put every slot into the queue that nobody has done, is doing or waits for."""
+    def retry_failed(self) -> None:
+        """Put the slots that ended in an error into the queue again."""
         with speaking_of(self._url):
             for name, state in self._states().items():
-                if state.status == "open" or (state.status == "failed" and retry_failed):
+                if state.status == "failed":
                     self._enqueue(self._slots[name], state)
+
+    def claim(self) -> optuna.Trial | None:
+        """A trial to work on, now this worker's own; None while all are done or taken."""
+        self._bury()
+        with speaking_of(self._url):
+            return self._take() or (self._take() if self._top_up() else None)
+
+    def _top_up(self) -> bool:
+        """Put slots into the queue that nobody has done, is doing or waits for; whether any was.
+
+        A few at a time: workers that start together would otherwise all enqueue everything.
+        """
+        found = [(name, state) for name, state in self._states().items() if state.status == "open"]
+        for name, state in found[:_AT_ONCE]:
+            self._enqueue(self._slots[name], state)
+        return bool(found)
 
     def _enqueue(self, slot: Slot, state: State) -> None:
         point = dict(slot.point)
@@ -139,29 +156,26 @@ class Ledger:
             point = dict(state.trial.params)  # a search tries the same values again
         self._study.enqueue_trial(point, user_attrs={"slot": slot.name})
 
-    def claim(self) -> optuna.Trial | None:
-        """A trial to work on, now this worker's own; None while all are done or taken."""
-        self._bury()
-        self.top_up()
-        with speaking_of(self._url):
-            trials = self._trials()
-            for trial in (t for t in trials if t.state == TrialState.WAITING):
-                number = self.trial_id(trial)
-                if _better(trial, trials) or trial.user_attrs.get("slot") not in self._slots:
-                    self._close(number, TrialState.FAIL, {"withdrawn": True})
+    def _take(self) -> optuna.Trial | None:
+        """The first waiting trial that no other worker takes first."""
+        trials = self._trials()
+        for trial in (t for t in trials if t.state == TrialState.WAITING):
+            number = self.trial_id(trial)
+            if _better(trial, trials) or trial.user_attrs.get("slot") not in self._slots:
+                self._close(number, TrialState.FAIL, {"withdrawn": True})
+                continue
+            # First the heartbeat: a worker that dies right after the claim must be missed.
+            self._storage.record_heartbeat(number)
+            try:
+                if not self._storage.set_trial_state_values(number, TrialState.RUNNING):
                     continue
-                # First the heartbeat: a worker that dies right after the claim must be missed.
-                self._storage.record_heartbeat(number)
-                try:
-                    if not self._storage.set_trial_state_values(number, TrialState.RUNNING):
-                        continue
-                except UpdateFinishedTrialError:
-                    continue
-                self._study.sampler = self._sampler(trial)
-                claimed = optuna.Trial(self._study, number)
-                for name, distribution in self._dimensions(trial).items():
-                    _suggest(claimed, name, distribution)
-                return claimed
+            except UpdateFinishedTrialError:
+                continue
+            self._study.sampler = self._sampler(trial)
+            claimed = optuna.Trial(self._study, number)
+            for name, distribution in self._dimensions(trial).items():
+                _suggest(claimed, name, distribution)
+            return claimed
         return None
 
     def _dimensions(self, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -199,8 +213,7 @@ class Ledger:
 
     def release(self, trial: optuna.Trial) -> None:
         """Give a trial back unfinished: another worker, or a later one, goes on with it."""
-        if self._close(self.trial_id(trial), TrialState.FAIL, {"released": True}):
-            self.top_up()
+        self._close(self.trial_id(trial), TrialState.FAIL, {"released": True})
 
     def _close(
         self,
@@ -219,7 +232,7 @@ class Ledger:
         return True
 
     def _bury(self) -> None:
-        """Mark the trials of dead workers as failed; ``top_up`` lets their points wait again."""
+        """Mark the trials of dead workers as failed, which makes their slots open again."""
         with speaking_of(self._url), warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             optuna.storages.fail_stale_trials(self._study)

@@ -235,14 +235,18 @@ class Report:
 
     Example: tailor report runs/svhn/* --out report.html
 
+    Example: tailor report runs/sweep --out sweep.html
+
     The suffix decides: .html (one self-contained page), .md (with pictures beside it), .json.
     Without --out the table is printed.
     """
 
     runs: Annotated[tuple[Path, ...], "positional"]
-    """Run directories."""
+    """Run directories, or the folders of sweeps."""
     out: Path | None = None
     """File to write."""
+    static: bool = False
+    """Leave out the interactive chart of an .html and its 5 MB of plotly; a still picture stays."""
 
 
 @dataclass(frozen=True, kw_only=True)

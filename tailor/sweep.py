@@ -12,38 +12,37 @@ import dataclasses
 import multiprocessing
 import os
 import signal
-import statistics
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import optuna
 import torch
-from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 
-from tailor import identity, workflow
-from tailor.errors import BadInput, first_line
+from tailor import identity
+from tailor.errors import BadInput
 from tailor.ledger import Ledger, Slot, State
-from tailor.opened import open_run, task_of
+from tailor.opened import task_of
 from tailor.options import Data, Objective, Sweep
-from tailor.run import PLACE, Unwritable, read_json, write_json
+from tailor.run import PLACE, read_json, write_json
 from tailor.space import Space, space_of
-from tailor.storage import Heart, Unreachable, default_url, open_storage
+from tailor.storage import default_url, open_storage
 from tailor.sweep_progress import SweepProgress, SweepSilent
-from tailor.units import Unit, run, short
+from tailor.worker import (
+    MEANS,
+    Worker,
+    counts_of,
+    name_of,
+    patiently,
+    terminated_like_interrupted,
+)
 
 SCHEMA = 1
 MARK = "sweep.json"  # makes a folder of runs a sweep
-_FAILURES = 3  # in a row: the fourth would fail as well
-_PATIENCE_SECONDS = 120  # for a database that restarts
-T = TypeVar("T")
 
 
 def sweep(
@@ -88,115 +87,28 @@ def sweep(
         about = {"storage": place, "command": command, "space": _identity(space), "images": images}
         _mark(options.out, known, name, about)
         if options.retry_failed:
-            ledger.top_up(retry_failed=True)
+            ledger.retry_failed()
         tell.begin(len(ledger.states()))
         try:
-            if options.processes > 1:
+            if options.processes > 1 and not _ended(ledger.states()):
                 _watch(options, ledger, tell, command)
             else:
                 if options.threads:
                     torch.set_num_threads(options.threads)
-                with _terminated_like_interrupted():
-                    _Worker(space, ledger, storage, tell, command).work()
+                with terminated_like_interrupted():
+                    Worker(space, ledger, storage, tell, command).work()
         finally:
             tell.end()
         found = _results(space, ledger)
+    errors = [t["error"] for t in found["trials"] if t["error"]]
+    trials = {word: found[word] for word in ("total", "done", "failed")} | {"errors": errors}
+    _mark(options.out, _folder(options.out, images), name, about | {"trials": trials})
     return {"study": name, "storage": place, "out": str(options.out)} | found
-
-
-@dataclasses.dataclass(frozen=True)
-class _Worker:
-    """One process that takes trials until none is left."""
-
-    space: Space
-    ledger: Ledger
-    storage: RDBStorage
-    tell: SweepProgress
-    command: str
-
-    def work(self) -> None:
-        failures = 0
-        while True:
-            trial = _patiently(self.ledger.claim)
-            states = _patiently(self.ledger.states)
-            self.tell.counted(_counts(states))
-            if trial is None:
-                if all(state.status in ("done", "failed") for state in states.values()):
-                    return
-                time.sleep(0.5)  # others are at the rest
-                continue
-            error = self._try(trial)
-            failures = failures + 1 if error else 0
-            if failures == _FAILURES:
-                raise BadInput(
-                    f"{failures} trials in a row failed, the last one with: {error} (mend that; "
-                    f"repeat the command with --retry-failed)"
-                )
-
-    def _try(self, trial: optuna.Trial) -> str | None:
-        """Train and write down; the error of a trial that cannot be done."""
-        point = dict(trial.params)
-        self.tell.trial(_name(point))
-        number, every = self.ledger.trial_id(trial), self.space.options.heartbeat
-        with Heart(self.storage, number, every):
-            try:
-                values, facts = self._measure(point)
-            except (KeyboardInterrupt, Unwritable):
-                self.ledger.release(trial)
-                raise
-            except BadInput as error:
-                said = str(error)
-            except Exception as error:  # a defect must not stop the other trials of a night
-                traceback.print_exc()
-                said = f"{type(error).__name__}: {first_line(error)}"
-            else:
-                _patiently(lambda: self.ledger.finish(trial, values, facts))
-                self.tell.counted(_counts(_patiently(self.ledger.states)))
-                self.tell.finished(_name(point), facts)
-                return None
-            _patiently(lambda: self.ledger.fail(trial, said))
-            self.tell.counted(_counts(_patiently(self.ledger.states)))
-            self.tell.failed(_name(point), said)
-            return said
-
-    def _measure(self, point: dict[str, Any]) -> tuple[list[float], dict[str, Any]]:
-        """Train the units of a point: their objectives, and what the table says about them."""
-        out, units = self.space.options.out, self.space.units(point)
-        found = [
-            _facts(run(unit, out, tell=self.tell.stage, command=self.command), unit, out)
-            for unit in units
-        ]
-        known = (name for name in _MEANS if found[0][name] is not None)
-        facts: dict[str, Any] = {n: statistics.fmean(f[n] for f in found) for n in known}
-        facts |= {"runs": [f["run"] for f in found], "keys": [u.key() for u in units]}
-        if "latency" in self.space.options.objectives:
-            students = (open_run(out / place).student for place in facts["runs"])
-            facts["latency"] = statistics.fmean(workflow.speed(s)["ms"] for s in students)
-        return [float(facts[name]) for name in self.space.options.objectives], facts
-
-
-_MEANS = ("val", "test", "params", "macs", "bytes", "layers_adapted", "seconds")
-
-
-def _facts(result: Mapping[str, Any], unit: Unit, out: Path) -> dict[str, Any]:
-    """What the table of a sweep says about one unit."""
-    params, macs = result["params"], result["macs"]
-    stages = unit.stages(out)
-    return {
-        "val": result["val"],
-        "test": result["test"],
-        "params": params["multiple"] - 1,
-        "macs": macs["student"] / macs["backbone"] if macs["backbone"] else 1.0,
-        "bytes": result["bytes"],
-        "layers_adapted": result["layers_adapted"],
-        "seconds": sum(read_json(s / "result.json")["seconds"] for s in stages),
-        "run": str(stages[-1].relative_to(out)),
-    }
 
 
 def _results(space: Space, ledger: Ledger) -> dict[str, Any]:
     states = ledger.states()
-    counts = _counts(states)
+    counts = counts_of(states)
     best = ledger.front() if space.ranges else set()
     trials = []
     for state in states.values():
@@ -208,7 +120,7 @@ def _results(space: Space, ledger: Ledger) -> dict[str, Any]:
             "attempts": state.before + (state.status == "done"),
             "error": state.error if state.status == "failed" else None,
         }
-        names = (*_MEANS, "latency", "runs")
+        names = (*MEANS, "latency", "runs")
         lines |= {name: facts[name] for name in names if name in facts}
         if space.ranges:
             lines["front"] = trial is not None and trial.number in best
@@ -216,11 +128,6 @@ def _results(space: Space, ledger: Ledger) -> dict[str, Any]:
     return {"total": len(states), "done": counts["done"], "failed": counts["failed"]} | {
         "trials": trials
     }
-
-
-def _counts(states: Mapping[str, State]) -> dict[str, int]:
-    words = [state.status for state in states.values()]
-    return {word: words.count(word) for word in ("done", "failed", "running", "waiting", "open")}
 
 
 def _slots(space: Space) -> list[Slot]:
@@ -257,19 +164,6 @@ def _data(options: Sweep, task: str) -> Data:
     return Data(task=task, **dataclasses.asdict(options.images))
 
 
-def _name(point: Mapping[str, Any]) -> str:
-    """A point in one line, such as ``digits taps λ=0.1 seed 0``."""
-    words = {"task": "{}", "backbone": "{}", "method": "{}", "lam": "λ={:g}", "seed": "seed {}"}
-    said = {"task": short(str(point.get("task", "")))}
-    told = {k: v for k, v in (dict(point) | said).items() if v != ""}
-    return " ".join(
-        words.get(name, f"{name}={{}}").format(value)
-        for name, value in sorted(
-            told.items(), key=lambda p: [*words].index(p[0]) if p[0] in words else 3
-        )
-    )
-
-
 def _folder(out: Path, images: Mapping[str, str]) -> dict[str, Any]:
     """What ``sweep.json`` says about the studies in the folder ``out``; empty for a new one.
 
@@ -293,6 +187,8 @@ def _folder(out: Path, images: Mapping[str, str]) -> dict[str, Any]:
             f"{out / MARK} was written by another version of tailor; install that one, or choose "
             f"another --out"
         )
+    if not all(isinstance(known.get(part), dict) for part in ("images", "studies")):
+        raise BadInput(f"{out / MARK} is damaged; restore it, or choose another --out")
     for task, now in images.items():
         if known["images"].get(task, now) != now:
             raise BadInput(
@@ -304,42 +200,15 @@ def _folder(out: Path, images: Mapping[str, str]) -> dict[str, Any]:
 
 def _mark(out: Path, known: dict[str, Any], name: str, about: dict[str, Any]) -> None:
     """Note a study in the folder, beside those that were there."""
+    images = about["images"]
+    about = {word: value for word, value in about.items() if word != "images"}
     now = {
         "schema": SCHEMA,
-        "images": known["images"] | about.pop("images"),
+        "images": known["images"] | images,
         "studies": known["studies"] | {name: about},
     }
     if now != known:
         write_json(out / MARK, now)
-
-
-def _patiently(action: Callable[[], T]) -> T:
-    """Try again while a database restarts: a trained trial is worth the wait."""
-    until = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return action()
-        except Unreachable:
-            if time.monotonic() > until:
-                raise
-            time.sleep(2.0)
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM, a cluster's first warning, give the trial back as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _watch(options: Sweep, ledger: Ledger, tell: SweepProgress, command: str) -> None:
@@ -351,15 +220,15 @@ def _watch(options: Sweep, ledger: Ledger, tell: SweepProgress, command: str) ->
         context.Process(target=_work_alone, args=(alone, command)) for _ in range(options.processes)
     ]
     told: set[str] = set()
-    with _terminated_like_interrupted():
+    with terminated_like_interrupted():
         try:
             for worker in workers:
                 worker.start()
             while True:
-                states = _patiently(ledger.states)
-                tell.counted(_counts(states))
+                states = patiently(ledger.states)
+                tell.counted(counts_of(states))
                 _tell_new(states, told, tell)
-                if all(state.status in ("done", "failed") for state in states.values()):
+                if _ended(states):
                     break
                 if not any(worker.is_alive() for worker in workers):
                     raise BadInput(
@@ -378,6 +247,10 @@ def _watch(options: Sweep, ledger: Ledger, tell: SweepProgress, command: str) ->
                     worker.join()
 
 
+def _ended(states: Mapping[str, State]) -> bool:
+    return all(state.status in ("done", "failed") for state in states.values())
+
+
 def _tell_new(states: Mapping[str, State], told: set[str], tell: SweepProgress) -> None:
     """Tell about every trial once that ended since."""
     first = not told
@@ -388,9 +261,9 @@ def _tell_new(states: Mapping[str, State], told: set[str], tell: SweepProgress) 
         if first and state.status == "done":
             continue  # of an earlier session
         if state.status == "done":
-            tell.finished(_name(state.trial.params), state.facts)
+            tell.finished(name_of(state.trial.params), state.facts)
         else:
-            tell.failed(_name(state.trial.params), str(state.error))
+            tell.failed(name_of(state.trial.params), str(state.error))
     told.add("")
 
 

@@ -61,6 +61,8 @@ def test_a_grid_has_every_combination_once_and_references_no_price(small, tmp_pa
         {"task": "digits", "method": "probe", "seed": 1},
     ]
     assert (result["total"], result["done"], result["failed"]) == (4, 4, 0)
+    noted = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["studies"]["sweep"]
+    assert noted["trials"] == {"total": 4, "done": 4, "failed": 0, "errors": []}
     assert [t["attempts"] for t in result["trials"]] == [1, 1, 1, 1]
 
 

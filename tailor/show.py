@@ -1,0 +1,134 @@
+"""What the verbs print for people: tables and sentences from results.
+
+``--json`` prints the results as they are; nothing here is read by machines.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from tailor import catalog
+from tailor.progress import table_of, wide_console
+
+
+def result(found: dict[str, Any]) -> None:
+    """One run."""
+    table([found], None)
+
+
+def table(rows: list[dict[str, Any]], out: Path | None) -> None:
+    """One line per run; ``out`` is a file that was written beside."""
+    shown = Table(
+        box=None,
+        header_style="bold",
+        caption="layers adapted, universal blocks kept; params: one task's network, MACs: one "
+        "image, both in backbones; multiple: trunk and this task; all without heads",
+        caption_justify="left",
+    )
+    words = ("run", "task", "method", "stage")
+    numbers = ("val %", "test %", "layers", "blocks", "params", "MACs", "multiple", "bytes")
+    for name in (*words, *numbers):
+        shown.add_column(name, justify="left" if name in words else "right")
+    for r in rows:
+        params, macs, blocks = r["params"], r["macs"], r.get("blocks")
+        # A row of the report counts blocks, a result lists them; runs of old versions have neither.
+        kept = r.get("blocks_kept")
+        if isinstance(blocks, list):
+            kept, blocks = sum(b["kept"] for b in blocks), len(blocks)
+        network = params.get("network")
+        shown.add_row(
+            *(str(r[word]) for word in words),
+            _percent(r["val"]),
+            _percent(r["test"]),
+            "-" if _mixes_blocks(r) else f"{r['layers_adapted']}/{r['layers']}",
+            "-" if kept is None or blocks is None else f"{kept}/{blocks}",
+            "-" if network is None else f"{network / params['universal']:.3f}",
+            f"{macs['student'] / macs['backbone']:.3f}" if macs["backbone"] else "-",
+            f"{params['multiple']:.3f}x",
+            f"{r['bytes']:,}",
+        )
+    console = wide_console()
+    console.print(shown)
+    if out is not None:
+        console.print(f"written: {out}", highlight=False, markup=False)
+
+
+def pruned(found: dict[str, Any]) -> None:
+    """The table, and what the rule alone would not explain."""
+    table([found], None)
+    for word, why in (
+        ("excluded", "also removed, because nothing arrives there or leaves"),
+        ("reopened", "kept in spite of the rule, because the network was cut apart"),
+    ):
+        if names := found.get(word):
+            print(f"{why}: {', '.join(names)}")
+
+
+def sweep(found: dict[str, Any]) -> None:
+    """Means over seeds, the front of a search, and which trials failed."""
+    console = wide_console()
+    done = [t for t in found["trials"] if t["status"] == "done"]
+    places = [Path(found["out"]) / run for trial in done for run in trial["runs"]]
+    here = [place for place in places if (place / "result.json").exists()]
+    if here:
+        rows = catalog.load("analysis", "rows", "analysis")
+        means = catalog.load("analysis", "table", "analysis")
+        frame = means.table(rows.rows(rows.read_runs(here)))
+        console.print(table_of(means.cells(frame)))
+    if len(here) < len(places):
+        console.print(f"{len(places) - len(here)} of {len(places)} runs lie on other machines")
+    front = [t for t in done if t.get("front")]
+    for t in sorted(front, key=lambda t: t["params"]):
+        said = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}"
+                        for k, v in t["point"].items())  # fmt: skip
+        console.print(
+            f"on the front: {100 * t['val']:.2f} % validation, {100 * t['params']:.2f} % added, "
+            f"{t['macs']:.3f} MACs: {said}",
+            highlight=False,
+            markup=False,
+        )
+    for t in (t for t in found["trials"] if t["status"] == "failed"):
+        console.print(f"failed: {t['point']}: {t['error']}", highlight=False, markup=False)
+    console.print(
+        f"{found['done']} of {found['total']} trials done; `tailor report {found['out']} --out "
+        f"report.html` shows them",
+        highlight=False,
+        markup=False,
+    )
+
+
+def measured(r: dict[str, Any]) -> None:
+    """What `evaluate` found."""
+    said = (
+        f"{r['metric']} {100 * r['value']:.2f} % on {r['n']} images of {r['task']} ({r['split']})"
+    )
+    if "latency" in r:
+        time = r["latency"]
+        said += (
+            f"; {time['ms']:.2f} ms per image, {time['ratio']:.2f}x of the backbone's "
+            f"{time['ms_backbone']:.2f} ms (spread {time['spread']:.2f}, one thread)"
+        )
+    print(f"{r['run']}: {said}")
+
+
+def merged(r: dict[str, Any]) -> None:
+    """Where the merged network is, and how it is read."""
+    print(f"{r['out']}: {r['backbone']} with {r['classes']} classes, {r['bytes']:,} bytes")
+    if not r["timm"]:
+        print(
+            f"no plain timm model: in Python, tailor.open_run({r['run']!r}).student.merge() builds "
+            f"the network that this state dict fits"
+        )
+
+
+def _mixes_blocks(row: dict[str, Any]) -> bool:
+    """Whether the method chooses among blocks, so that no layer is ever adapted."""
+    gates = row.get("gates") or []
+    return row.get("gated") == "blocks" or any(g["kind"] != "delta" for g in gates)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
