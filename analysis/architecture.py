@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis import canvas
+from analysis.answer import encoded
 from analysis.blocks import check, gates_table
 from analysis.diagram import Said, diagram
 from analysis.plan import Plan, plan
@@ -118,20 +118,10 @@ def draw(path: str | Path, out: str | Path) -> dict[str, Any]:
     if out.suffix == ".gif":
         animate(run, out)
     else:
-        write_bytes(out, _bytes(architecture(run), out.suffix))
+        write_bytes(out, encoded(architecture(run), out.suffix))
     row = rows([run])[0]
     facts = {"run": str(path), "out": str(out), "bytes": out.stat().st_size}
     return facts | {name: row[name] for name in ("blocks", "blocks_kept")}
-
-
-def _bytes(figure: Figure, suffix: str) -> bytes:
-    if suffix == ".png":
-        return canvas.png(figure)
-    if suffix == ".svg":
-        return canvas.svg(figure, light=True).encode()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="pdf", metadata={"CreationDate": None})
-    return buffer.getvalue()
 
 
 def _history(run: Run) -> list[tuple[float | None, dict[str, float]]]:

@@ -69,20 +69,25 @@ class Lines(Silent):
         print(f"{self.title}: {line}", file=sys.stderr, flush=True)
 
 
+def bars() -> RichProgress:
+    """Bars on standard error: what, how far, since when, how long still, and a note."""
+    return RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+        console=Console(stderr=True),
+    )
+
+
 class Bar:
     """A bar with loss, validation and the time that is left."""
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.bar = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", style="dim"),
-            console=Console(stderr=True),
-        )
+        self.bar = bars()
         self.row, self.note = self.bar.add_task(title, total=None, note=""), ""
 
     def begin(self, total: int, done: int) -> None:

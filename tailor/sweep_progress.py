@@ -10,17 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)  # fmt: skip
-from rich.progress import Progress as RichProgress
-
-from tailor.progress import Progress, Silent
+from tailor.progress import Progress, Silent, bars
 
 
 class SweepProgress(Protocol):
@@ -97,15 +87,7 @@ class SweepBar(SweepSilent):
     """Two bars with the time that is left."""
 
     def __init__(self) -> None:
-        self.bar = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", style="dim"),
-            console=Console(stderr=True),
-        )
+        self.bar = bars()
         self.all = self.bar.add_task("sweep", total=None, note="")
         self.one = self.bar.add_task("", total=None, note="", visible=False)
         self.name = ""
