@@ -128,7 +128,7 @@ def answer(runs: Sequence[Run], cost: Cost = "params") -> Answer:
     shown["Front"] = ["yes" if on else "" for on in points["front"]]
     return Answer(
         f"Accuracy against {NAMES[cost]}",
-        f"Cost: {COSTS[cost][1][0].lower()}{COSTS[cost][1][1:]}. Accuracy of the test split "
+        f"Cost: {COSTS[cost][1]}. Accuracy of the test split "
         "(validation where there is none), mean over seeds; “± sd” is the sample standard "
         "deviation, “± 95 %” half the confidence interval of the mean (Student's t of n - 1). On "
         "the front no setting is both better and cheaper, by means."

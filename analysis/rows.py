@@ -18,6 +18,7 @@ from analysis.runs import SWEEP as SWEEP
 from analysis.runs import Run as Run
 from analysis.runs import origin as origin
 from analysis.runs import read_runs as read_runs
+from tailor.run import PLACE
 
 # Runs equal in these differ by seed.
 GROUP = ("task", "backbone", "method", "stage", "price", "lam", "variant", "rule")
@@ -213,9 +214,16 @@ def _peers(run: Run) -> tuple[Any, ...]:
 
 
 def _settings(run: Run) -> Mapping[str, Any]:
-    """The method's own settings; λ and price have columns of their own."""
-    found = (run.result.get("config") or {}).get("settings") or {}
-    return {name: value for name, value in found.items() if name not in ("lam", "price")}
+    """How the run was trained: λ and price have columns of their own, the seed makes no setting."""
+    config = run.result.get("config") or {}
+    view = {n: v for n, v in (config.get("data") or {}).items() if n not in PLACE}
+    found = {**view, **_training(config), **(config.get("settings") or {})}
+    return {name: value for name, value in found.items() if name not in ("lam", "price", "task")}
+
+
+def _training(config: Mapping[str, Any]) -> dict[str, Any]:
+    said = (config.get("train") or {}).items()
+    return {name: value for name, value in said if name not in ("seed", *PLACE)}
 
 
 def _pruning(run: Run) -> Mapping[str, Any]:
@@ -234,7 +242,8 @@ def _pruning(run: Run) -> Mapping[str, Any]:
 def _options(setup: Mapping[str, Any]) -> dict[str, Any]:
     """What a command said, places aside."""
     said = (setup.get("config") or {}).items()
-    return {n: v for n, v in said if n not in ("run", "teacher", "kept", "train")}
+    own = {n: v for n, v in said if n not in ("run", "teacher", "kept", "train")}
+    return own | _training(setup.get("config") or {})
 
 
 def _differing(own: Mapping[str, Any], all_: Sequence[Mapping[str, Any]]) -> str:

@@ -71,6 +71,13 @@ def origin(run: Run) -> Run | None:
     return run
 
 
+def left_out(paths: Iterable[str | Path]) -> int:
+    """How many runs of the sweeps among ``paths`` are begun but not finished."""
+    sweeps = [path for path in map(Path, paths) if (path / SWEEP).exists()]
+    begun = [file.parent for folder in sweeps for file in folder.rglob("run.json")]
+    return sum(not (path / "result.json").exists() for path in begun)
+
+
 def _of_sweep(folder: Path) -> list[Path]:
     """The finished runs below the directory of a sweep; hidden folders are its own affair."""
     files = (file.relative_to(folder) for file in folder.rglob("result.json"))

@@ -177,6 +177,9 @@ def ask(options: Question, *, tell: Callable[[str], Any] | None = None) -> Any:
         if field.name not in _ELSEWHERE
     }
     answer = module.answer(runs, **said)
+    if unfinished := catalog.load("analysis", "runs", "analysis").left_out(options.runs):
+        said_too = f"{unfinished} runs of the sweep are not finished and left out."
+        answer = dataclasses.replace(answer, text=f"{answer.text} {said_too}")
     if options.out is not None:
         paper.write(answer, options.out)
     return answer

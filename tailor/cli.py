@@ -107,9 +107,11 @@ def _dispatch(args: list[str]) -> int:
         tell(result)
     if isinstance(result, dict) and result.get("failed"):
         why = next(t["error"] for t in result["trials"] if t["status"] == "failed")
+        from tailor.worker import REMEDY
+
         raise BadInput(
-            f"{result['failed']} of {result['total']} trials failed, the first with: {why} (then "
-            f"repeat the command with --retry-failed)"
+            f"{result['failed']} of {result['total']} trials failed, the first with: {why} "
+            f"({REMEDY})"
         )
     return 0
 

@@ -1,9 +1,9 @@
 """Identity of a task's data: a short fingerprint that changes when images or labels do.
 
 A run that resumes, and a trial that is found again, must not silently go on with other images. All
-labels are hashed, and every image by what is cheapest and still its own: stored bytes where they
-are in memory, name and size of a file; of sources that only decode, a sample. Left out: which
-images a task has (``task.py``).
+labels are hashed, and every image by what is cheapest: stored bytes where they are in memory; name
+and size of a file, and the bytes of a sample; of sources that only decode, a sample. Left out:
+which images a task has (``task.py``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from tailor.task import Split, Task
 
-_SAMPLE = 32  # decoded images per split, of a source that knows neither bytes nor files
+_SAMPLE = 32  # images per split whose content is looked at where looking at all would take long
 
 
 def fingerprint(task: Task) -> str:
@@ -43,6 +43,9 @@ def _images(split: Split, digest: Any) -> None:
             # The last two parts: the same data may be mounted elsewhere on another machine.
             size = path.stat().st_size if path.exists() else -1
             digest.update(f"{'/'.join(path.parts[-2:])} {size}\n".encode())
+        for i in places[:: max(1, len(places) // _SAMPLE)]:  # sizes may all be equal
+            path = Path(paths[i])
+            digest.update(path.read_bytes() if path.exists() else b"")
     elif isinstance(pixels := getattr(source, "pixels", None), np.ndarray):
         for i in places:
             digest.update(np.ascontiguousarray(pixels[i]).data)
@@ -50,5 +53,5 @@ def _images(split: Split, digest: Any) -> None:
         for i in places:
             digest.update(encoded(i))
     else:
-        for k in range(0, len(places), max(1, len(places) // _SAMPLE)):
+        for k in range(len(places))[:: max(1, len(places) // _SAMPLE)]:
             digest.update(split.read(k).tobytes())

@@ -12,6 +12,8 @@ Left out: what a point means (``space.py``), what is trained (``units.py``).
 from __future__ import annotations
 
 import json
+import math
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from tailor.errors import BadInput
-from tailor.storage import speaking_of
+from tailor.storage import GRACE, Unreachable, shown, speaking_of
 
 SCHEMA = 1
 _AT_ONCE = 4  # slots that a worker puts into an empty queue
@@ -94,6 +96,7 @@ class Ledger:
         identity: Mapping[str, Any],
     ) -> None:
         self._storage, self._url, self._distributions = storage, url, dict(distributions)
+        self._looked = time.monotonic()
         self._slots = {slot.name: slot for slot in slots}
         with speaking_of(url):
             try:
@@ -102,27 +105,30 @@ class Ledger:
                 )
             except DuplicatedStudyError:
                 self._study = optuna.load_study(storage=storage, study_name=name)
-            self._id = storage.get_study_id_from_name(name)
             self._claim_study(name, identity)
 
     def _claim_study(self, name: str, identity: Mapping[str, Any]) -> None:
         """Write down what the study is about, or compare."""
         asked = json.loads(json.dumps(identity))
+        begun = bool(self._trials())  # first: another worker may write both in between
         known = self._study.user_attrs
-        if not known and not self._study.get_trials(deepcopy=False):
-            self._study.set_user_attr("tailor", {"schema": SCHEMA, "identity": asked})
+        if not known and not begun:
+            beat = self._storage.get_heartbeat_interval()
+            about = {"schema": SCHEMA, "identity": asked, "heartbeat": beat}
+            self._study.set_user_attr("tailor", about)
             known = self._study.user_attrs
-        about = known.get("tailor")
-        if not isinstance(about, dict):
+        noted, study = known.get("tailor"), f"study {name!r} in {shown(self._url)}"
+        if not isinstance(noted, dict):
+            raise BadInput(f"{study} is not of `tailor sweep`; give another --study")
+        if noted.get("schema") != SCHEMA:
             raise BadInput(
-                f"study {name!r} in {self._url} is not of `tailor sweep`; give another --study"
+                f"{study} was made by another version of tailor (schema {noted.get('schema')}, "
+                f"here {SCHEMA}); install that one, or give another --study"
             )
-        if about.get("schema") != SCHEMA:
-            raise BadInput(
-                f"study {name!r} in {self._url} was made by another version of tailor (schema "
-                f"{about.get('schema')}, here {SCHEMA}); install that one, or give another --study"
-            )
-        found = about["identity"]
+        # Whoever waits for shorter than others beat would take their trials away.
+        self._storage.heartbeat_interval = noted["heartbeat"]
+        self._storage.grace_period = GRACE * noted["heartbeat"]
+        found = noted["identity"]
         for part in sorted(asked.keys() | found.keys()):
             if found.get(part) != asked.get(part):
                 raise BadInput(_differs(name, part, found.get(part), asked.get(part)))
@@ -136,9 +142,15 @@ class Ledger:
 
     def claim(self) -> optuna.Trial | None:
         """A trial to work on, now this worker's own; None while all are done or taken."""
-        self._bury()
-        with speaking_of(self._url):
-            return self._take() or (self._take() if self._top_up() else None)
+        try:
+            # After a time without the database all hearts seem to stand still: let them beat first.
+            if time.monotonic() - self._looked > self.heartbeat + 1:
+                self._bury()
+            with speaking_of(self._url):
+                return self._take() or (self._take() if self._top_up() else None)
+        except Unreachable:
+            self._looked = time.monotonic()
+            raise
 
     def _top_up(self) -> bool:
         """Put slots into the queue that nobody has done, is doing or waits for; whether any was.
@@ -160,21 +172,23 @@ class Ledger:
         """The first waiting trial that no other worker takes first."""
         trials = self._trials()
         for trial in (t for t in trials if t.state == TrialState.WAITING):
+            if trial.user_attrs.get("slot") not in self._slots:
+                continue  # of a session that asked for more trials
             number = self.trial_id(trial)
-            if _better(trial, trials) or trial.user_attrs.get("slot") not in self._slots:
-                self._close(number, TrialState.FAIL, {"withdrawn": True})
-                continue
             # First the heartbeat: a worker that dies right after the claim must be missed.
             self._storage.record_heartbeat(number)
             try:
                 if not self._storage.set_trial_state_values(number, TrialState.RUNNING):
                     continue
+                if "withdrawn" in trial.user_attrs or _better(trial, trials):
+                    self._close(number, TrialState.FAIL, {"withdrawn": True})
+                    continue
+                self._study.sampler = self._sampler(trial)
+                claimed = optuna.Trial(self._study, number)
+                for name, distribution in self._dimensions(trial).items():
+                    _suggest(claimed, name, distribution)
             except UpdateFinishedTrialError:
-                continue
-            self._study.sampler = self._sampler(trial)
-            claimed = optuna.Trial(self._study, number)
-            for name, distribution in self._dimensions(trial).items():
-                _suggest(claimed, name, distribution)
+                continue  # this process slept for so long that it was taken for dead
             return claimed
         return None
 
@@ -196,14 +210,25 @@ class Ledger:
             # Running trials count as bad for a moment, so that workers look at different places.
             return TPESampler(seed=trial.number, constant_liar=True)
 
+    @property
+    def heartbeat(self) -> int:
+        """Seconds between two signs of life, the same for all workers of the study."""
+        return int(self._storage.get_heartbeat_interval() or 1)
+
     def trial_id(self, trial: optuna.Trial | FrozenTrial) -> int:
-        """The database's number of a trial, for its heart."""
-        return self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+        """The database's number of a trial, for its heart; asks nobody, so it cannot fail."""
+        return int(trial._trial_id)
 
     def finish(
         self, trial: optuna.Trial, values: Sequence[float], facts: Mapping[str, Any]
     ) -> bool:
-        """Close a trial with its result; False if it was given to somebody else meanwhile."""
+        """Close a trial with its result; False if it was given to somebody else meanwhile.
+
+        Raises:
+            BadInput: a value that is no number; the study could not be read any more.
+        """
+        if not all(map(math.isfinite, values)):
+            raise BadInput(f"the objectives of the trial are {list(values)}; they must be numbers")
         # One attribute: each is a transaction of its own.
         return self._close(self.trial_id(trial), TrialState.COMPLETE, {"facts": facts}, values)
 
@@ -294,6 +319,7 @@ def _better(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
         other.number < trial.number
         and other.user_attrs.get("slot") == slot
         and other.state != TrialState.FAIL
+        and "withdrawn" not in other.user_attrs
         for other in trials
     )
 
@@ -306,6 +332,9 @@ def _differs(name: str, part: str, there: Any, here: Any) -> str:
             f"study {name!r} was started with other images or labels of {task}; put them back as "
             f"they were, or give another --study and --out"
         )
+    if isinstance(there, dict) and isinstance(here, dict):
+        part_of = {k for k in there.keys() | here.keys() if there.get(k) != here.get(k)}
+        there, here = ({k: v[k] for k in sorted(part_of & v.keys())} for v in (there, here))
     return (
         f"study {name!r} has another search space ({part}: {_short(there)} there, {_short(here)} "
         f"now); repeat it as it was, or give another --study: trials that both have are found "

@@ -40,6 +40,7 @@ SCHEMA = 1
 # These may differ when a command is repeated: they say where it runs, not what it computes.
 PLACE = ("device", "root", "download", "workers", "checkpoint_seconds", "memory_gb", "log_every")
 LATENCY = "latency.json"  # of a finished run: what `tailor evaluate --latency` measured
+MOVABLE = ("run", "teacher")  # other runs that this one started from; folders may be moved together
 PART = ".part"  # ends the name of a file that is still being written
 
 
@@ -315,7 +316,9 @@ def belongs_to(path: Path, found: dict[str, Any], verb: str, asked: dict[str, An
     changed = sorted(
         k
         for k in before.keys() | now.keys()
-        if before.get(k) != now.get(k) and k.rpartition(".")[2] not in PLACE
+        if before.get(k) != now.get(k)
+        and k.rpartition(".")[2] not in PLACE
+        and not (k in MOVABLE and _moved(before.get(k), now.get(k)))
     )
     derived = ("classes", "fingerprint")  # they follow from what else changed
     if changed := [k for k in changed if k not in derived] or changed:
@@ -326,6 +329,13 @@ def belongs_to(path: Path, found: dict[str, Any], verb: str, asked: dict[str, An
             f"{path} belongs to another command ({said}); repeat it as it was, "
             f"or choose another --out"
         )
+
+
+def _moved(before: Any, now: Any) -> bool:
+    """Whether a run has gone from where it was, and one of the same name is named now."""
+    if not (isinstance(before, str) and isinstance(now, str)):
+        return False
+    return not Path(before).exists() and Path(before).name == Path(now).name
 
 
 def _short(value: Any) -> str:

@@ -69,6 +69,8 @@ def pruned(found: dict[str, Any]) -> None:
 
 def sweep(found: dict[str, Any]) -> None:
     """Means over seeds, the front of a search, and which trials failed."""
+    from tailor.worker import name_of  # with Optuna, which takes a second to import
+
     console = wide_console()
     done = [t for t in found["trials"] if t["status"] == "done"]
     places = [Path(found["out"]) / run for trial in done for run in trial["runs"]]
@@ -79,19 +81,21 @@ def sweep(found: dict[str, Any]) -> None:
         frame = means.table(rows.rows(rows.read_runs(here)))
         console.print(table_of(means.cells(frame)))
     if len(here) < len(places):
-        console.print(f"{len(places) - len(here)} of {len(places)} runs lie on other machines")
+        console.print(
+            f"{len(places) - len(here)} of {len(places)} runs are not here: on other machines, or "
+            f"removed (another --study trains them again)"
+        )
     front = [t for t in done if t.get("front")]
     for t in sorted(front, key=lambda t: t["params"]):
-        said = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}"
-                        for k, v in t["point"].items())  # fmt: skip
+        time = f", {t['latency']:.2f} ms" if "latency" in t else ""
         console.print(
             f"on the front: {100 * t['val']:.2f} % validation, {100 * t['params']:.2f} % added, "
-            f"{t['macs']:.3f} MACs: {said}",
+            f"{t['macs']:.3f} MACs{time}: {name_of(t['point'])}",
             highlight=False,
             markup=False,
         )
     for t in (t for t in found["trials"] if t["status"] == "failed"):
-        console.print(f"failed: {t['point']}: {t['error']}", highlight=False, markup=False)
+        console.print(f"failed: {name_of(t['point'])}: {t['error']}", highlight=False, markup=False)
     console.print(
         f"{found['done']} of {found['total']} trials done; `tailor report {found['out']} --out "
         f"report.html` shows them",

@@ -45,6 +45,8 @@ def prune(options: Prune, *, tell: Reporter = nobody, command: str = "") -> dict
     else:
         smaller, report, found = _searched(options, opened, task, tell(f"prune {options.out.name}"))
     with open_directory(options.out, "prune", config, command) as run:
+        if run.result is not None:  # another process was faster
+            return run.result
         settings = Settings(**opened.result["config"]["train"])
         val = measure(smaller, task, "val", opened.data, settings)[0]
         why = {"pruned_by": report.why, "excluded": report.excluded, "reopened": report.reopened}
@@ -82,6 +84,8 @@ def retrain(options: Retrain, *, tell: Reporter = nobody, command: str = "") -> 
     attach_teacher(student, path, opened.result["config"]["classes"], data)
     splits = splits_of(task, student, data, train, progress)
     with open_directory(out, "retrain", config, command) as run:
+        if run.result is not None:  # another process was faster while this one read images
+            return run.result
         fitted = train_student(student, *splits, train, run=run, stage="retrain", progress=progress)
         facts = _inherited(opened, student) | {"kept": opened.result["kept"]}
         return finish(run, student, task, fitted, facts, "retrained", train)

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import io
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -57,7 +58,8 @@ class Space:
         for point in self.points():
             for name, value in point.items():
                 values.setdefault(name, {})[value] = None
-        return {name: CategoricalDistribution(list(found)) for name, found in values.items()}
+        # In one order, whatever the order of the options: a study keeps its choices.
+        return {name: CategoricalDistribution(sorted(found)) for name, found in values.items()}
 
     def units(self, point: Point) -> list[Unit]:
         """What a trial at ``point`` trains: one unit, or one per seed in a search.
@@ -190,9 +192,9 @@ def _ranges(options: Sweep, methods: Mapping[str, ModuleType]) -> dict[str, Base
         owner = _owner(name, methods)
         found[name] = _range(name, said, owner)
     if len(methods) > 1:
-        found["method"] = CategoricalDistribution(list(methods))
+        found["method"] = CategoricalDistribution(sorted(methods))
     if len(options.rule) > 1:
-        found["rule"] = CategoricalDistribution(list(options.rule))
+        found["rule"] = CategoricalDistribution(sorted(options.rule))
     return found
 
 
@@ -205,11 +207,13 @@ def _range(name: str, said: str, owner: type) -> BaseDistribution:
             _value(owner, name, choice)
         if len(set(choices)) < 2:
             raise BadInput(f"search {name}={said}: give two or more choices, such as {name}=A,B")
-        return CategoricalDistribution(choices)
+        return CategoricalDistribution(sorted(choices))
     try:
         bounds = float(low), float(high)
     except ValueError:
         raise BadInput(f"search {name}={said}: give a range of numbers, LOW..HIGH") from None
+    if not all(map(math.isfinite, bounds)):
+        raise BadInput(f"search {name}={said}: a range needs two finite ends, LOW..HIGH")
     if not bounds[0] < bounds[1]:
         raise BadInput(f"search {name}={said}: the range is empty; give LOW..HIGH")
     log = bounds[0] > 0 and bounds[1] / bounds[0] >= 10

@@ -28,13 +28,17 @@ from tailor.errors import BadInput
 GRACE = 3  # heartbeats that a worker may miss before its trial is given to another one
 _WAIT_SECONDS = 60  # for another worker's transaction, or a server that does not answer
 # What a database says, and what to do about it; the first that fits is told.
+_LOCKED = "another process keeps it locked: repeat the command when that has ended"
 _UNREACHABLE = "it cannot be reached: start it or mend the address, and repeat the command"
 _REMEDIES = (
     ("disk is full|No space left|disk full", "it is full: free some space and repeat the command"),
-    ("readonly|read-only|permission denied|not permitted", "it cannot be written: change its mode"),
+    (
+        "readonly|read-only|permission denied|not permitted",
+        "it cannot be written: change its mode, or put it back if it was removed",
+    ),
     ("unable to open", "its folder is missing or closed to you: make it, or give another path"),
     ("not a database|malformed|corrupt", "it is no database, or damaged: give another --storage"),
-    ("locked", "another process keeps it locked: repeat the command when that has ended"),
+    ("locked", _LOCKED),
     ("password|authentication|role .* does not exist", "it refuses you: check user and password"),
     ("database .* does not exist", "create it first, as with `createdb NAME`"),
     (
@@ -61,14 +65,16 @@ def open_storage(url: str, heartbeat: int) -> Iterator[RDBStorage]:
         BadInput: a malformed address, a database that cannot be reached or written, a missing
             driver, or tables of another version.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are pages of SQL
     if heartbeat < 1:
         raise BadInput(f"heartbeat is {heartbeat} seconds; give 1 or more")
     address = _address(url)
     sqlite = address.get_backend_name() == "sqlite"
-    if sqlite and not address.database:
+    if sqlite and address.database in (None, "", ":memory:"):
         raise BadInput(f"storage {url!r} would be forgotten with the process; give sqlite:///FILE")
-    connect = {"timeout": _WAIT_SECONDS} if sqlite else {"connect_timeout": _WAIT_SECONDS // 4}
+    connect: dict[str, Any] = {"timeout": _WAIT_SECONDS}
+    if not sqlite:  # heartbeats are compared as local times, which must be the same for all workers
+        connect = {"connect_timeout": _WAIT_SECONDS // 4, "options": "-c timezone=UTC"}
     engine: dict[str, Any] = {"connect_args": connect, "pool_pre_ping": True}
     with speaking_of(url):
         for attempt in range(5):
@@ -115,9 +121,10 @@ def _opened(address: URL, engine: dict[str, Any], heartbeat: int) -> RDBStorage:
 
 
 def _address(url: str) -> URL:
+    """``url`` parsed, with the driver that we install."""
     try:
         address = sqlalchemy.engine.make_url(url)
-    except sqlalchemy.exc.ArgumentError as error:
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
         raise BadInput(
             f"storage {url!r} is no address of a database; give sqlite:///FILE or "
             f"postgresql://USER:PASSWORD@HOST/NAME"
@@ -165,9 +172,35 @@ def speaking_of(url: str) -> Iterator[None]:
         cause = _cause(error)
         found = (remedy for said, remedy in _REMEDIES if re.search(said, cause, re.IGNORECASE))
         remedy = next(found, "mend it, or give another --storage")
-        place = sqlalchemy.engine.make_url(url).render_as_string()
-        kind = Unreachable if remedy == _UNREACHABLE else BadInput
-        raise kind(f"storage {place}: {cause}; {remedy}. Finished trials stay") from error
+        cut = _cut(error)
+        remedy = _UNREACHABLE if cut else remedy
+        kind = Unreachable if cut or remedy in (_UNREACHABLE, _LOCKED) else BadInput
+        raise kind(f"storage {shown(url)}: {cause}; {remedy}. Finished trials stay") from error
+
+
+def _cut(error: BaseException | None) -> bool:
+    """Whether the connection to the server broke, whatever the server or its driver said."""
+    while error is not None:
+        state = str(getattr(error, "sqlstate", "") or "")
+        if (
+            getattr(error, "connection_invalidated", False)
+            or isinstance(error, sqlalchemy.exc.PendingRollbackError)
+            or state.startswith(("08", "57P0"))
+            or state == "53300"  # too many clients
+        ):
+            return True
+        error = getattr(error, "orig", None) or error.__cause__ or error.__context__
+    return False
+
+
+def shown(url: str) -> str:
+    """``url`` without its password.
+
+    Raises:
+        BadInput: it is no address of a database.
+    """
+    _address(url)
+    return sqlalchemy.engine.make_url(url).render_as_string()
 
 
 def _cause(error: BaseException) -> str:
@@ -204,5 +237,14 @@ class Heart:
 
 
 def default_url(out: Path) -> str:
-    """A SQLite file beside the runs."""
+    """A SQLite file beside the runs.
+
+    Raises:
+        BadInput: the folder's name means something else in an address.
+    """
+    if found := set("?#%{}") & set(str(out)):
+        raise BadInput(
+            f"{min(found)!r} in {str(out)!r} has a meaning of its own in a database's address; "
+            f"choose another --out, or give --storage"
+        )
     return f"sqlite:///{out / 'sweep.db'}"

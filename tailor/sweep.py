@@ -9,6 +9,7 @@ checkpoint. With ``processes`` this process only watches the workers that it sta
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -21,21 +22,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from sqlalchemy.engine import make_url
 
 from tailor import identity
 from tailor.errors import BadInput
 from tailor.ledger import Ledger, Slot, State
 from tailor.opened import task_of
 from tailor.options import Data, Objective, Sweep
-from tailor.run import PLACE, read_json, write_json
+from tailor.run import PLACE, read_json, write_json, writing
 from tailor.space import Space, space_of
-from tailor.storage import default_url, open_storage
+from tailor.storage import default_url, open_storage, shown
 from tailor.sweep_progress import SweepProgress, SweepSilent
 from tailor.worker import (
     MEANS,
     Worker,
     counts_of,
+    deaf_to_interrupts,
     name_of,
     patiently,
     terminated_like_interrupted,
@@ -68,12 +69,15 @@ def sweep(
     tell = tell or SweepSilent()
     space = space_of(options)
     images = {task: identity.fingerprint(task_of(_data(options, task))) for task in options.task}
-    known = _folder(options.out, images)
+    _folder(options.out, images)
     url = options.storage or default_url(options.out)
+    place = shown(url)
+    if options.storage is not None:
+        command = command.replace(options.storage, place)  # no password in files
     if options.storage is None:
-        options.out.mkdir(parents=True, exist_ok=True)
+        with writing(options.out):
+            options.out.mkdir(parents=True, exist_ok=True)
     name = options.study or options.out.resolve().name
-    place = make_url(url).render_as_string()
     with open_storage(url, options.heartbeat) as storage:
         ledger = Ledger(
             storage,
@@ -84,8 +88,8 @@ def sweep(
             directions=[_direction(o) for o in options.objectives],
             identity=_identity(space) | {"images": images},
         )
-        about = {"storage": place, "command": command, "space": _identity(space), "images": images}
-        _mark(options.out, known, name, about)
+        about = {"storage": place, "command": command, "space": _identity(space)}
+        _mark(options.out, images, name, about)
         if options.retry_failed:
             ledger.retry_failed()
         tell.begin(len(ledger.states()))
@@ -99,10 +103,10 @@ def sweep(
                     Worker(space, ledger, storage, tell, command).work()
         finally:
             tell.end()
-        found = _results(space, ledger)
+        found = patiently(lambda: _results(space, ledger))
     errors = [t["error"] for t in found["trials"] if t["error"]]
     trials = {word: found[word] for word in ("total", "done", "failed")} | {"errors": errors}
-    _mark(options.out, _folder(options.out, images), name, about | {"trials": trials})
+    _mark(options.out, images, name, about | {"trials": trials})
     return {"study": name, "storage": place, "out": str(options.out)} | found
 
 
@@ -174,14 +178,17 @@ def _folder(out: Path, images: Mapping[str, str]) -> dict[str, Any]:
         raise BadInput(f"{out} is a file; choose another --out")
     if not (out / MARK).exists():
         there = out.iterdir() if out.exists() else []
-        others = sorted(p.name for p in there if not p.name.startswith((".", "sweep.db")))
+        # A database may lie there before the folder is marked.
+        others = sorted(p.name for p in there if not (p.name[0] == "." or ".db" in p.suffix))
         if others:
             raise BadInput(
                 f"{out} is no folder of a sweep but holds {others[0]!r}; choose an empty or new "
                 f"--out"
             )
         return {"schema": SCHEMA, "images": {}, "studies": {}}
-    known: dict[str, Any] = read_json(out / MARK)
+    known: Any = read_json(out / MARK)
+    if not isinstance(known, dict):
+        raise BadInput(f"{out / MARK} is damaged; restore it, or choose another --out")
     if known.get("schema") != SCHEMA:
         raise BadInput(
             f"{out / MARK} was written by another version of tailor; install that one, or choose "
@@ -198,17 +205,21 @@ def _folder(out: Path, images: Mapping[str, str]) -> dict[str, Any]:
     return known
 
 
-def _mark(out: Path, known: dict[str, Any], name: str, about: dict[str, Any]) -> None:
-    """Note a study in the folder, beside those that were there."""
-    images = about["images"]
-    about = {word: value for word, value in about.items() if word != "images"}
-    now = {
-        "schema": SCHEMA,
-        "images": known["images"] | images,
-        "studies": known["studies"] | {name: about},
-    }
-    if now != known:
-        write_json(out / MARK, now)
+def _mark(out: Path, images: Mapping[str, str], name: str, about: dict[str, Any]) -> None:
+    """Note a study in the folder, beside those that are there."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".sweep.lock").open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another study may be noted at the same moment
+        known = _folder(out, images)
+        now = {
+            "schema": SCHEMA,
+            "images": known["images"] | dict(images),
+            "studies": known["studies"] | {name: about},
+        }
+        if now != known:
+            write_json(out / MARK, now)
 
 
 def _watch(options: Sweep, ledger: Ledger, tell: SweepProgress, command: str) -> None:
@@ -222,20 +233,22 @@ def _watch(options: Sweep, ledger: Ledger, tell: SweepProgress, command: str) ->
     told: set[str] = set()
     with terminated_like_interrupted():
         try:
-            for worker in workers:
-                worker.start()
+            with deaf_to_interrupts():  # as the workers stay: this process tells them
+                for worker in workers:
+                    worker.start()
             while True:
+                alive = any(worker.is_alive() for worker in workers)  # before what they wrote
                 states = patiently(ledger.states)
                 tell.counted(counts_of(states))
                 _tell_new(states, told, tell)
                 if _ended(states):
                     break
-                if not any(worker.is_alive() for worker in workers):
+                if not alive:
                     raise BadInput(
                         "all workers ended before the sweep was done (see above); repeat the "
                         "command to continue"
                     )
-                time.sleep(0.5)
+                time.sleep(1.0)
         except BaseException:
             for worker in workers:
                 if worker.pid is not None:

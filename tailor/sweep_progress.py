@@ -88,7 +88,7 @@ class SweepBar(SweepSilent):
 
     def __init__(self) -> None:
         self.bar = bars()
-        self.all = self.bar.add_task("sweep", total=None, note="")
+        self.all = self.bar.add_task("sweep", total=None, note="starting")
         self.one = self.bar.add_task("", total=None, note="", visible=False)
         self.name = ""
 

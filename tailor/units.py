@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ class Unit:
     def stem(self) -> str:
         """Folder of the first stage below the sweep's: readable, and different if it differs."""
         price = "" if self.lam is None else f"-lam{self.lam:g}"
-        name = f"{self.net.backbone.replace('/', '_')}-{self.method}{price}-s{self.train.seed}"
+        backbone = re.sub(r"[^\w.+-]", "_", self.net.backbone)
+        name = f"{backbone}-{self.method}{price}-s{self.train.seed}"
         return f"{short(self.data.task)}/{name}-{_hash(self._start())[:6]}"
 
     def stages(self, out: Path) -> list[Path]:
@@ -130,8 +132,10 @@ def _alone(verb: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def short(task: str) -> str:
-    """The task's name without the path it is read from."""
-    return task.rstrip("/").replace(":", "/").rpartition("/")[2]
+    """The task's name without the path it is read from, fit to name a folder."""
+    reader, _, place = task.partition(":")
+    name = Path(place).expanduser().resolve().name if place else reader
+    return re.sub(r"[^\w.+-]", "_", name).lstrip(".") or "task"
 
 
 def _said(options: Any) -> Any:

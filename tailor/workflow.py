@@ -137,6 +137,8 @@ def fit(
     # A new directory is only made once nothing more can be wrong with the data.
     splits = splits_of(task, student, data, train, progress)
     with open_directory(out, verb, config, command) as run:
+        if run.result is not None:  # another process was faster while this one read images
+            return run.result
         fitted = train_student(student, *splits, train, run=run, stage=stage, progress=progress)
         facts = {"task": task.name, "metric": task.metric, "config": config, "kept": None}
         return finish(run, student, task, fitted, facts, stage, train)

@@ -849,11 +849,24 @@ def test_a_choice_is_told_with_its_rule(study):
 
 
 def test_a_seed_that_counts_twice_is_said_with_what_differs(tmp_path):
-    write_run(tmp_path / "a", "probe", config={"train": {"lr": 0.1, "seed": 0}, "out": "a"})
-    write_run(tmp_path / "b", "probe", config={"train": {"lr": 0.2, "seed": 0}, "out": "b"})
+    write_run(tmp_path / "a", "probe", config={"net": {"weights": "x"}, "out": "a"})
+    write_run(tmp_path / "b", "probe", config={"net": {"weights": "y"}, "out": "b"})
     said = summary.doubts(read_runs(tmp_path.iterdir()))
     assert said[0].endswith("only 1 different seeds, so ± is no spread over seeds. "
-                            "The runs differ in: train.lr.")  # fmt: skip
+                            "The runs differ in: net.weights.")  # fmt: skip
+
+
+def test_two_learning_rates_or_parts_of_the_images_are_two_settings_and_no_seeds(tmp_path):
+    for name, rate, limit in (("a", 0.1, None), ("b", 0.2, None), ("c", 0.2, 100)):
+        config = {"train": {"lr": rate, "seed": 0, "device": name}, "data": {"limit": limit}}
+        write_run(tmp_path / name, "probe", config=config)
+    frame = table(rows(read_runs(tmp_path.iterdir())))
+    assert list(frame["seeds"]) == [1, 1, 1]
+    assert sorted(frame["label"]) == [
+        "probe limit=100 lr=0.2",
+        "probe lr=0.1",
+        "probe lr=0.2",
+    ]
 
 
 def test_runs_on_different_universal_weights_are_said(tmp_path):

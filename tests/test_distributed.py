@@ -145,7 +145,7 @@ def test_torchrun_trains_as_one_process_does(tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert two.returncode == 0, two.stderr
     one = processes.start(

@@ -56,6 +56,17 @@ def test_a_folder_is_the_same_wherever_it_lies_until_a_file_changes(tmp_path):
     assert fingerprint(open_task(f"folder:{there}")) != before
 
 
+def test_files_of_equal_sizes_are_told_apart_by_their_content(tmp_path):
+    for name, shade in (("dark", 1), ("bright", 200)):
+        for split in ("train", "test"):
+            for label in "ab":
+                (tmp_path / name / split / label).mkdir(parents=True)
+                for i in range(3):
+                    Image.new("L", (8, 8), shade).save(tmp_path / name / split / label / f"{i}.bmp")
+    dark, bright = (fingerprint(open_task(f"folder:{tmp_path / n}")) for n in ("dark", "bright"))
+    assert dark != bright
+
+
 @pytest.mark.parametrize("name", ["digits", "characters"])
 def test_reading_a_known_task_twice_gives_one_fingerprint(name):
     first = fingerprint(open_task(name, limit=200))

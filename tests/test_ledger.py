@@ -86,7 +86,7 @@ def test_a_dead_worker_s_point_waits_again_after_the_grace_period(sqlite):
     kept = book.claim()
     with Heart(book._storage, book.trial_id(kept), 0.5):
         assert book.claim() is None  # still in the grace period
-        time.sleep(4.5)  # three missed beats of one second, and SQLite's clock has whole seconds
+        time.sleep(4.6)  # three missed beats of one second, and SQLite's clock has whole seconds
         again = book.claim()
     assert again.params == lost.params
     assert statuses(book) == ["running", "running"]
@@ -112,6 +112,41 @@ def test_of_two_attempts_at_one_point_the_one_with_the_lower_number_stays(sqlite
     assert [trial.number for trial in claimed] == [0, 1]
     assert attempts(sqlite) == ["RUNNING", "RUNNING", "FAIL"]
     assert [s.before for s in book.states().values()] == [0, 0]  # withdrawn is no attempt
+
+
+def test_an_attempt_whose_withdrawal_was_cut_short_blocks_nobody(sqlite):
+    book = ledger(sqlite, points={"lam 0.1": {"lam": 0.1}})
+    first = book.claim()
+    book._study.enqueue_trial({"lam": 0.1}, user_attrs={"slot": "lam 0.1", "withdrawn": True})
+    book._storage.set_trial_state_values(book.trial_id(first), TrialState.FAIL)
+    again = book.claim()
+    assert (again.number, again.params) == (2, {"lam": 0.1})
+    assert book.finish(again, [0.9, 0.1], {"val": 0.9})
+    assert statuses(book) == ["done"]
+
+
+def test_a_value_that_is_no_number_never_reaches_the_database(sqlite):
+    book = ledger(sqlite)
+    trial = book.claim()
+    with pytest.raises(BadInput, match="must be numbers"):
+        book.finish(trial, [float("nan"), 0.1], {})
+    assert statuses(ledger(sqlite)) == ["running", "waiting"]
+
+
+def test_all_workers_of_a_study_beat_at_its_own_pace(sqlite):
+    slow = ledger(sqlite, heartbeat=30)
+    assert ledger(sqlite, heartbeat=1).heartbeat == slow.heartbeat == 30
+
+
+def test_hearts_may_beat_before_anybody_is_buried(sqlite):
+    """After a time without the database every trial would look dead."""
+    old = ledger(sqlite)
+    lost = old.claim()
+    time.sleep(4.5)  # no beat for longer than the grace period
+    fresh = ledger(sqlite)
+    assert [fresh.claim().params, fresh.claim()] == [{"lam": 1.0}, None]
+    time.sleep(2.1)  # a beat and a second
+    assert fresh.claim().params == lost.params
 
 
 def test_a_point_that_failed_is_tried_again_only_if_asked(sqlite):

@@ -374,3 +374,18 @@ def test_json_never_holds_nan(tmp_path):
     write_json(tmp_path / "a.json", {"x": float("nan"), "y": [float("inf"), 1.0]})
     text = (tmp_path / "a.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == {"x": None, "y": [None, 1.0]}
+
+
+def test_a_chain_of_runs_that_moved_together_goes_on(tmp_path):
+    for folder in ("here", "there"):
+        (tmp_path / folder / "taps").mkdir(parents=True)
+    here, there = (str(tmp_path / folder / "taps") for folder in ("here", "there"))
+    with Run(tmp_path / "pruned", "prune", {"run": here}):
+        pass
+    with pytest.raises(BadInput, match="belongs to another command"):
+        Run(tmp_path / "pruned", "prune", {"run": there})  # the other one is still there
+    (tmp_path / "here" / "taps").rmdir()
+    with Run(tmp_path / "pruned", "prune", {"run": there}) as run:
+        assert run.result is None
+    with pytest.raises(BadInput, match="belongs to another command"):
+        Run(tmp_path / "pruned", "prune", {"run": str(tmp_path / "there")})

@@ -10,6 +10,7 @@ from tailor.errors import BadInput
 from tailor.options import Images, Sweep
 from tailor.settings import Recipe
 from tailor.space import space_of
+from tailor.units import short
 
 SELECT = Recipe(epochs=2, select="last", schedule="constant")
 
@@ -87,6 +88,21 @@ def test_a_key_differs_if_anything_differs_that_the_result_depends_on(changed):
     assert other.key() != unit.key()
 
 
+def test_the_order_of_values_changes_no_choice_of_the_study():
+    one = space_of(options(method=("probe", "taps"), lam=(0.1, 1.0), seed=(0, 1)))
+    other = space_of(options(method=("taps", "probe"), lam=(1.0, 0.1), seed=(1, 0)))
+    assert one.distributions() == other.distributions()
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [("svhn", "svhn"), ("npz:/a/flowers/", "flowers"), ("folder:/my pets?", "my_pets_"),
+     ("folder:/", "task"), ("torchvision:DTD", "DTD")],
+)  # fmt: skip
+def test_a_folder_is_named_after_its_task_and_stays_inside_the_sweep(task, name):
+    assert short(task) == name
+
+
 def test_stages_that_differ_only_in_pruning_share_the_adapted_run():
     three, five = units(lam=(1.0,), rule=("count=3", "count=5"))
     assert three.stages(Path("x"))[0] == five.stages(Path("x"))[0]
@@ -136,7 +152,7 @@ def test_ranges_are_logarithmic_over_a_decade_whole_for_whole_options_and_choice
         "lam": FloatDistribution(0.01, 1, log=True),
         "lr": FloatDistribution(0.01, 0.05),
         "batch": IntDistribution(16, 64),
-        "price": CategoricalDistribution(["params", "macs"]),
+        "price": CategoricalDistribution(["macs", "params"]),
     }
     (unit,) = space.units({"lam": 0.5, "lr": 0.02, "batch": 32, "price": "macs"})
     assert (unit.settings.lam, unit.settings.price) == (0.5, "macs")
@@ -150,6 +166,7 @@ def test_ranges_are_logarithmic_over_a_decade_whole_for_whole_options_and_choice
         ({"seed": (1, 1)}, "seed 1 is given twice"),
         ({"search": ("lamb=1..2",)}, "unknown option 'lamb': did you mean lam"),
         ({"search": ("lam=1..2",), "lam": (1.0,)}, "not --lam"),
+        ({"search": ("lam=1..inf",)}, "two finite ends"),
         ({"search": ("price=params",)}, "two or more choices"),
         ({"search": ("price=gold,silver",)}, "'gold' is no value of price"),
         ({"option": ("flip=true",)}, "unknown option 'flip'"),

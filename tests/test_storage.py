@@ -25,6 +25,8 @@ def refusal(url, kind=BadInput):
     [
         ("sweep.db", "is no address of a database; give sqlite:///FILE"),
         ("sqlite://", "would be forgotten with the process"),
+        ("sqlite:///:memory:", "would be forgotten with the process"),
+        ("postgresql://me@host:port/name", "is no address of a database"),
         ("mysql://user@host/name", "sqlite and postgresql are supported"),
         ("sqlite:////nowhere/at/all/sweep.db", "its folder is missing or closed to you"),
     ],

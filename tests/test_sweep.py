@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tailor import cli
-from tailor.options import Sweep
-from tailor.settings import Recipe
+from tailor import cli, workflow
+from tailor.options import Data, Net, Sweep, Teach
+from tailor.settings import Recipe, Settings
 from tailor.sweep import sweep
 from tests import postgresql, processes
 
@@ -96,6 +96,28 @@ def test_a_finished_sweep_is_shown_without_training(small, tmp_path, capsys):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("result.json")} == files
 
 
+def test_the_order_of_values_makes_no_other_sweep(small, tmp_path, capsys):
+    first = swept(capsys, *small, "--out", tmp_path / "sweep")
+    other = list(map(str, small))
+    other[other.index("taps")], other[other.index("probe")] = "probe", "taps"
+    other[-2:] = ["1", "0"]
+    again = swept(capsys, *other, "--out", tmp_path / "sweep")
+    by_point = lambda line: json.dumps(line["point"], sort_keys=True)  # noqa: E731
+    assert sorted(table(again), key=by_point) == sorted(table(first), key=by_point)
+
+
+def test_a_run_that_another_worker_finished_meanwhile_is_not_trained_again(tmp_path, monkeypatch):
+    net, data = Net(backbone="small_resnet", weights="random"), Data(task="digits", px=16, limit=99)
+    train = Settings(epochs=1, device="cpu")
+    options = Teach(out=tmp_path / "run", mode="probe", data=data, net=net, train=train)
+    first = workflow.teach(options)
+    log = (tmp_path / "run" / "log.jsonl").read_bytes()
+    # As a worker that looked before the other one was finished, and opens the run after.
+    monkeypatch.setattr(workflow, "finished", lambda *_: None)
+    assert workflow.teach(options) == first
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
+
+
 def test_another_study_finds_the_runs_of_the_first_by_their_content(small, tmp_path, capsys):
     first = swept(capsys, *small, "--out", tmp_path / "sweep")
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("result.json")}
@@ -147,6 +169,14 @@ def test_a_search_says_which_trials_no_other_beats(tmp_path, capsys):
     best = [not any(all(a <= b for a, b in zip(o, v, strict=True)) and o != v for o in values)
             for v in values]  # fmt: skip
     assert [t["front"] for t in trials] == best
+
+
+def test_a_search_may_choose_among_prices_that_are_named(tmp_path, capsys):
+    result = swept(capsys, "--task", "digits", *TINY, "--seed", 0, "--search", "lam=0.1,1",
+                   "--trials", 1, "--out", tmp_path / "sweep")  # fmt: skip
+    (run,) = result["trials"][0]["runs"]
+    told = json.loads((tmp_path / "sweep" / run / "result.json").read_text())["lam"]
+    assert told == float(result["trials"][0]["point"]["lam"])
 
 
 def test_a_search_averages_each_trial_over_the_seeds(tmp_path, capsys):
@@ -260,7 +290,9 @@ def test_24_trials_of_3_workers_of_which_5_are_killed(database, undisturbed, tmp
         check([])
     else:
         with postgresql.server() as url:
-            check(["--storage", url])
+            check(["--storage", url.replace("tailor@", "tailor:secret@")])
+        said = [p for p in (tmp_path / "sweep").rglob("*.json") if "secret" in p.read_text()]
+        assert said == []
 
 
 def test_an_interrupted_worker_gives_its_trial_back_at_once(tmp_path, capsys):
@@ -316,6 +348,7 @@ BAD = {
     ),
     "processes": (["--processes", "0"], "processes is 0"),
     "storage": (["--storage", "mysql://a/b"], "sqlite and postgresql are supported"),
+    "no folder": (["--out", "/dev/null/sweep"], "a part of that path is a file"),
     "unreachable": (["--storage", "postgresql://u:secret@127.0.0.1:1/x"], "cannot be reached"),
 }
 
@@ -326,7 +359,8 @@ def test_bad_input_is_one_line_before_any_work(case, tmp_path, capsys):
     if case == "unreachable":
         pytest.importorskip("psycopg")
     task = [] if "--task" in more else ["--task", "digits"]
-    error = one_line(capsys, *task, *TINY, "--seed", 0, *more, "--out", tmp_path / "sweep")
+    out = [] if "--out" in more else ["--out", tmp_path / "sweep"]
+    error = one_line(capsys, *task, *TINY, "--seed", 0, *more, *out)
     assert said in error
     assert "secret" not in error
     assert not [*tmp_path.rglob("result.json")]
@@ -338,6 +372,15 @@ def test_a_folder_of_something_else_is_left_alone(small, tmp_path, capsys):
         capsys, *small, "--out", tmp_path
     )
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{", '{"schema": 1}', '{"schema": 1, "images": 3}'])
+def test_a_damaged_note_of_a_sweep_is_one_line(small, text, tmp_path, capsys):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text(text)
+    error = one_line(capsys, *small, "--out", tmp_path / "sweep")
+    assert "sweep.json" in error
+    assert "damaged" in error or "cannot be read" in error
 
 
 def test_another_search_space_is_refused_and_finished_trials_stay(small, tmp_path, capsys):
