@@ -8,8 +8,9 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -38,32 +39,45 @@ def _as_whom() -> tuple[list[str], int]:
     return ["runuser", "-u", "postgres", "--"], user
 
 
+@dataclass(frozen=True)
+class Server:
+    """A running server, which can be stopped as by a power cut and started again."""
+
+    url: str
+    stop: Callable[[], None]
+    start: Callable[[], None]
+
+
 @contextmanager
-def server() -> Iterator[str]:
-    """The address of an empty database; the server ends with the block."""
+def server() -> Iterator[Server]:
+    """A server with an empty database; it ends with the block."""
     pytest.importorskip("psycopg", reason="the driver is not installed (extra postgresql)")
     programs, (become, user) = _programs(), _as_whom()
     folder = Path(tempfile.mkdtemp(prefix="tailor-postgresql-"))
+    data, log = str(folder / "data"), str(folder / "log")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c fsync=off -k {folder}"
 
-    def call(*words: str) -> None:
-        done = subprocess.run(
-            [*become, *words], cwd=folder, capture_output=True, text=True, timeout=120
-        )
+    def call(program: str, *words: str) -> None:
+        command = [*become, str(programs / program), "-D", data, *words]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr + done.stdout
+
+    def start() -> None:
+        call("pg_ctl", "-w", "-l", log, "-o", options, "start")
+
+    def stop() -> None:
+        call("pg_ctl", "-m", "immediate", "stop")
 
     try:
         os.chown(folder, user, -1)
-        data = str(folder / "data")
-        call(str(programs / "initdb"), "-D", data, "-A", "trust", "-U", "tailor", "-E", "UTF8")
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -c fsync=off -k {folder}"
-        log = str(folder / "log")
-        call(str(programs / "pg_ctl"), "-D", data, "-w", "-l", log, "-o", options, "start")
+        call("initdb", "-A", "trust", "-U", "tailor", "-E", "UTF8")
+        start()
         try:
-            yield f"postgresql://tailor@127.0.0.1:{port}/postgres"
+            yield Server(f"postgresql://tailor@127.0.0.1:{port}/postgres", stop, start)
         finally:
-            call(str(programs / "pg_ctl"), "-D", data, "-m", "immediate", "stop")
+            stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from tailor.errors import BadInput
 from tailor.ledger import LOST, Ledger, Slot
-from tailor.storage import Heart, open_storage
+from tailor.storage import Heart, Unreachable, open_storage
 from tests import postgresql
 
 ABOUT = {"lam": [0.1, 1.0], "images": {"digits": "aa"}}
@@ -50,9 +50,9 @@ def sqlite(tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    with postgresql.server() as url:
-        yield url
+def postgres() -> Iterator[postgresql.Server]:
+    with postgresql.server() as server:
+        yield server
 
 
 def statuses(book: Ledger) -> list[str]:
@@ -244,7 +244,8 @@ def _hammer(url: str, points: dict, start: float, found) -> None:
 
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
 def test_workers_that_start_together_take_every_point_exactly_once(database, request):
-    url = request.getfixturevalue(database)
+    found = request.getfixturevalue(database)
+    url = getattr(found, "url", found)
     points = {str(lam): {"lam": lam} for lam in range(20)}
     context = multiprocessing.get_context("spawn")
     found, start = context.Queue(), time.time() + 3
@@ -257,3 +258,16 @@ def test_workers_that_start_together_take_every_point_exactly_once(database, req
     assert sorted(found.get() for _ in range(20)) == list(range(20))
     assert found.empty()
     assert attempts(url, "race").count("COMPLETE") == 20
+
+
+def test_a_server_that_restarts_costs_no_result(postgres):
+    book = ledger(postgres.url, name="restart")
+    trial = book.claim()
+    postgres.stop()
+    for ask in (book.states, book.claim, lambda: book.finish(trial, [0.9, 0.1], {"val": 0.9})):
+        with pytest.raises(Unreachable, match="cannot be reached"):
+            ask()
+    postgres.start()
+    assert book.finish(trial, [0.9, 0.1], {"val": 0.9})
+    assert book.claim().params == {"lam": 1.0}
+    assert statuses(book) == ["done", "running"]

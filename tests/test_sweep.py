@@ -289,8 +289,8 @@ def test_24_trials_of_3_workers_of_which_5_are_killed(database, undisturbed, tmp
     if database == "sqlite":
         check([])
     else:
-        with postgresql.server() as url:
-            check(["--storage", url.replace("tailor@", "tailor:secret@")])
+        with postgresql.server() as server:
+            check(["--storage", server.url.replace("tailor@", "tailor:secret@")])
         said = [p for p in (tmp_path / "sweep").rglob("*.json") if "secret" in p.read_text()]
         assert said == []
 
