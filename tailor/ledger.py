@@ -126,8 +126,8 @@ class Ledger:
                 f"here {SCHEMA}); install that one, or give another --study"
             )
         # Whoever waits for shorter than others beat would take their trials away.
-        self._storage.heartbeat_interval = noted["heartbeat"]
-        self._storage.grace_period = GRACE * noted["heartbeat"]
+        beat = int(noted.get("heartbeat") or self.heartbeat)
+        self._storage.heartbeat_interval, self._storage.grace_period = beat, GRACE * beat
         found = noted["identity"]
         for part in sorted(asked.keys() | found.keys()):
             if found.get(part) != asked.get(part):
