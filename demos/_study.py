@@ -36,9 +36,10 @@ from tailor import shrink, workflow
 from tailor.cli import answered
 from tailor.opened import open_run
 from tailor.options import Adapt, Data, Mode, Net, Prune, Retrain, Teach
-from tailor.progress import Silent, wide_console
+from tailor.progress import Silent, table_of, wide_console
 from tailor.run import write_bytes
 from tailor.settings import Settings
+from tailor.units import short
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def jobs(study: Study) -> list[Job]:
     """Every combination; references first, because a NetTailor student learns from one."""
     references, students = [], []
     for data in study.targets:
-        task = short(data)
+        task = short(data.task)
         for seed in study.seeds:
             for method in study.references:
                 name = f"{task}/{method}-s{seed}"
@@ -103,11 +104,6 @@ def jobs(study: Study) -> list[Job]:
                 name = f"{task}/{word}-s{seed}"
                 students.append(Job(name, data, seed, "nettailor", config.lam, epochs, config))
     return references + students
-
-
-def short(data: Data) -> str:
-    """The task's name without the path it is read from."""
-    return data.task.rstrip("/").replace(":", "/").rpartition("/")[2]
 
 
 def main(study: Study, command: str, workers: int | None) -> int:
@@ -184,7 +180,7 @@ def _kept(study: Study, job: Job) -> list[str]:
 
 def _run_source(study: Study, bar: Progress, command: str) -> Path:
     torch.set_num_threads(1)  # as the workers: the same bits on a machine with more cores
-    row = bar.add_task(f"source: {short(study.source.data)}", total=None, note="")
+    row = bar.add_task(f"source: {short(study.source.data.task)}", total=None, note="")
 
     class Told(Silent):
         def begin(self, total: int, done: int) -> None:
@@ -200,7 +196,7 @@ def _run_source(study: Study, bar: Progress, command: str) -> Path:
     note = f"test {100 * result['test']:.1f} %"
     bar.update(row, total=1, completed=1, note=note)
     if bar.disable:
-        bar.console.print(f"source {short(study.source.data)}: {note}", highlight=False)
+        bar.console.print(f"source {short(study.source.data.task)}: {note}", highlight=False)
     return study.source.out
 
 
@@ -239,7 +235,7 @@ def _run_job(study: Study, job: Job, source: str, news: Any, command: str) -> di
     out = study.out / job.name
     net = Net(backbone=study.source.net.backbone, weights=source)
     if job.tailored is not None:
-        task = short(job.data)
+        task = short(job.data.task)
         teacher = study.out / f"{task}/finetune-s{job.seed}"
         train = dataclasses.replace(study.tailoring, seed=job.seed)
         result = workflow.adapt(
@@ -300,13 +296,7 @@ def conclude(study: Study, found: list[Path], console: Console) -> list[Path]:
     runs = read_runs(found)
     records = rows(runs)
     frame = table(records)
-    text = cells(frame)
-    shown = Table(box=None, header_style="bold")
-    for i, title in enumerate(text.columns):
-        shown.add_column(title, justify="left" if i == 0 else "right")
-    for line in text.itertuples(index=False):
-        shown.add_row(*map(str, line))
-    console.print(shown)
+    console.print(table_of(cells(frame)))
     console.print(caption(frame), style="dim")
     # Between pruning and retraining a network is at chance: a point that squeezes all others.
     shown_points = frame[frame["stage"] != "pruned"]

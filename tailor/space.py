@@ -33,8 +33,7 @@ from tailor.settings import Recipe, Settings
 from tailor.units import MODES, Unit, short
 
 Point = dict[str, Any]  # name -> value of what varies, such as {"task": "digits", "lam": 0.1}
-_RULES = ("threshold", "count", "share", "budget", "within", "trial_epochs", "proxy_threshold",
-          "renormalise")  # fmt: skip
+_RULES = tuple(f.name for f in dataclasses.fields(Prune) if f.name not in ("run", "out", "teacher"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ class Space:
             train, epochs=train.epochs + epochs, select="best", schedule="cosine"
         )
         images = _fields(options.images, _own(options, short(str(point["task"]))))
-        data = Data(task=str(point["task"]), **_typed(Images, images))
+        data = Data(task=str(point["task"]), **images)
         backbone = str(point["backbone"])
         net = Net(backbone=backbone, weights=options.weights)
         reference = Unit(
@@ -278,10 +277,6 @@ def _fields(options: Any, changed: Mapping[str, Any]) -> dict[str, Any]:
     return fields | {
         k: _value(options.__class__, k, v) if isinstance(v, str) else v for k, v in typed.items()
     }
-
-
-def _typed(kind: type, said: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _value(kind, k, v) if isinstance(v, str) else v for k, v in said.items()}
 
 
 def _config(kind: type, said: Mapping[str, str]) -> Any:

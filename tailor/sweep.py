@@ -28,15 +28,17 @@ from tailor.errors import BadInput
 from tailor.ledger import Ledger, Slot, State
 from tailor.opened import task_of
 from tailor.options import Data, Objective, Sweep
-from tailor.run import PLACE, read_json, write_json, writing
+from tailor.run import read_json, write_json, writing
 from tailor.space import Space, space_of
 from tailor.storage import default_url, open_storage, shown
 from tailor.sweep_progress import SweepProgress, SweepSilent
+from tailor.units import said
 from tailor.worker import (
     MEANS,
     Worker,
     counts_of,
     deaf_to_interrupts,
+    ended,
     name_of,
     patiently,
     terminated_like_interrupted,
@@ -78,6 +80,7 @@ def sweep(
         with writing(options.out):
             options.out.mkdir(parents=True, exist_ok=True)
     name = options.study or options.out.resolve().name
+    about: dict[str, Any] = {"storage": place, "command": command, "space": _identity(space)}
     with open_storage(url, options.heartbeat) as storage:
         ledger = Ledger(
             storage,
@@ -86,15 +89,14 @@ def sweep(
             slots=_slots(space),
             distributions=space.distributions(),
             directions=[_direction(o) for o in options.objectives],
-            identity=_identity(space) | {"images": images},
+            identity=about["space"] | {"images": images},
         )
-        about = {"storage": place, "command": command, "space": _identity(space)}
         _mark(options.out, images, name, about)
         if options.retry_failed:
             ledger.retry_failed()
         tell.begin(len(ledger.states()))
         try:
-            if options.processes > 1 and not _ended(ledger.states()):
+            if options.processes > 1 and not ended(ledger.states()):
                 _watch(options, ledger, tell, command)
             else:
                 if options.threads:
@@ -147,15 +149,13 @@ def _identity(space: Space) -> dict[str, Any]:
     """What makes a study this one; places and the order of values do not."""
     options = dataclasses.asdict(space.options)
     own = ("method", "lam", "seed", "rule", "option", "search", "until", "retrain_epochs")
-    said = {name: sorted(v) if isinstance(v := options[name], tuple) else v for name in own}
-    view = {k: v for k, v in options["images"].items() if k not in PLACE}
-    train = {k: v for k, v in options["train"].items() if k not in PLACE}
+    varied = {name: sorted(v) if isinstance(v := options[name], tuple) else v for name in own}
     return {
         "task": sorted(options["task"]),
         "backbone": dict(sorted(space.weights.items())),
-        **said,
-        "view": view,
-        "train": train,
+        **varied,
+        "view": said(space.options.images),
+        "train": said(space.options.train),
         "objectives": list(options["objectives"]),
     }
 
@@ -241,7 +241,7 @@ def _watch(options: Sweep, ledger: Ledger, tell: SweepProgress, command: str) ->
                 states = patiently(ledger.states)
                 tell.counted(counts_of(states))
                 _tell_new(states, told, tell)
-                if _ended(states):
+                if ended(states):
                     break
                 if not alive:
                     raise BadInput(
@@ -258,10 +258,6 @@ def _watch(options: Sweep, ledger: Ledger, tell: SweepProgress, command: str) ->
             for worker in workers:
                 if worker.pid is not None:
                     worker.join()
-
-
-def _ended(states: Mapping[str, State]) -> bool:
-    return all(state.status in ("done", "failed") for state in states.values())
 
 
 def _tell_new(states: Mapping[str, State], told: set[str], tell: SweepProgress) -> None:

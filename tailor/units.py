@@ -50,7 +50,7 @@ class Unit:
 
     def key(self) -> str:
         """Hash of everything that the final result depends on, data set's content apart."""
-        return _hash(self._start() | {"rule": self.rule, "retrain": _said(self.retrain)})
+        return _hash(self._start() | {"rule": self.rule, "retrain": said(self.retrain)})
 
     def stem(self) -> str:
         """Folder of the first stage below the sweep's: readable, and different if it differs."""
@@ -73,11 +73,11 @@ class Unit:
         """What the first stage depends on."""
         return {
             "method": self.method,
-            "settings": _said(self.settings),
-            "data": _said(self.data),
+            "settings": said(self.settings),
+            "data": said(self.data),
             "backbone": self.net.backbone,
             "weights": self.weights,
-            "train": _said(self.train),
+            "train": said(self.train),
             "teacher": None if self.teacher is None else self.teacher.key(),
             "prune": self.prune,
         }
@@ -138,7 +138,7 @@ def short(task: str) -> str:
     return re.sub(r"[^\w.+-]", "_", name).lstrip(".") or "task"
 
 
-def _said(options: Any) -> Any:
+def said(options: Any) -> Any:
     """A dataclass without what only says where it runs."""
     if options is None:
         return None

@@ -69,7 +69,7 @@ class Worker:
                     f"{failures} trials in a row failed, the last one with: {error} ({REMEDY})"
                 )
             if trial is None:
-                if all(state.status in ("done", "failed") for state in states.values()):
+                if ended(states):
                     return
                 time.sleep(0.5)  # others are at the rest
 
@@ -151,6 +151,11 @@ def name_of(point: Mapping[str, Any]) -> str:
 def counts_of(states: Mapping[str, State]) -> dict[str, int]:
     words = [state.status for state in states.values()]
     return {word: words.count(word) for word in ("done", "failed", "running", "waiting", "open")}
+
+
+def ended(states: Mapping[str, State]) -> bool:
+    """Whether nothing is left to do."""
+    return all(state.status in ("done", "failed") for state in states.values())
 
 
 def patiently(action: Callable[[], T]) -> T:
