@@ -23,10 +23,18 @@ from analysis.rows import Run, label, rows, several_priced
 from analysis.table import number, settled, table
 from tailor.errors import BadInput
 
-PARTS = ("universal", "deltas", "adapters", "proxies", "norms", "scores", "head")
+PARTS = ("universal", "deltas", "adapters", "proxies", "masks", "norms", "scores", "head")
 TASKS = (1, 2, 3, 5, 10)  # how many tasks the multiple is told for
 
-_COLOURS = {"deltas": 0, "norms": 1, "scores": 8, "adapters": 4, "proxies": 9, "head": 2}
+_COLOURS = {
+    "deltas": 0,
+    "norms": 1,
+    "scores": 8,
+    "adapters": 4,
+    "proxies": 9,
+    "masks": 6,
+    "head": 2,
+}
 
 
 def answer(runs: Sequence[Run], tasks: Sequence[int] = TASKS) -> Answer:

@@ -8,8 +8,9 @@ An SVG is drawn once and read in light and dark: its ink follows the reader's co
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import seaborn as sns
@@ -17,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from PIL import Image
 
 INK, MUTED, GRID = "#24292f", "#6e7781", "#d3d9df"  # of light paper; `svg` maps them for dark
@@ -80,6 +82,29 @@ def dress(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: str = 
     return axes
 
 
+def log_from_zero(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic x-axis that begins at 0: a probe adds nothing, and log 0 is nowhere.
+
+    Args:
+        axes: whose x-axis it is.
+        values: all that will be drawn, none below 0.
+    """
+    positive = [value for value in values if value > 0]
+    if not positive:
+        axes.set_xlim(-1, 1)
+        return
+    first = 10.0 ** math.floor(math.log10(min(positive)))
+    last = max(*positive, 10 * first)
+    axes.set_xscale("symlog", linthresh=first, linscale=0.4)
+    decades = [first * 10**i for i in range(round(math.log10(last / first)) + 1)]
+    axes.xaxis.set_major_locator(FixedLocator([0, *decades]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    minor = [k * d for d in decades for k in range(2, 10) if k * d <= last * 1.3]
+    axes.xaxis.set_minor_locator(FixedLocator(minor))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(-0.35 * first, last * 1.9)
+
+
 def plain(text: object, width: int = 44) -> str:
     """Text from a run as one short line that matplotlib can draw.
 
@@ -99,7 +124,9 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
     """The figure on light paper, ``dpi`` dots per inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
-    few = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    # The usual median cut would give the shades of a large area all colours, and points none.
+    coverage, dither = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+    few = Image.open(buffer).convert("RGB").quantize(256, coverage, dither=dither)
     small = io.BytesIO()
     few.save(small, format="png", optimize=True)  # a third of the bytes, no visible difference
     return small.getvalue()

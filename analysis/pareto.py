@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from analysis import canvas
@@ -199,7 +199,7 @@ def pareto_plot(frame: pd.DataFrame, cost: Cost = "params") -> Figure | None:
         if cost != "params":
             axes.set_xlim(0, 1.08 * max(100.0, float(points["cost"].max())))
         else:
-            _scale(axes, points["cost"][points["cost"] > 0])
+            canvas.log_from_zero(axes, list(points["cost"]))
         axes.set_title(canvas.plain(task), loc="left", fontsize=10, color=INK, fontweight="bold")
     for axes in panels[len(tasks) :]:
         axes.remove()
@@ -274,23 +274,6 @@ def _height(accuracy: Any) -> Any:
 
 def _accuracy(height: Any) -> Any:
     return 100.5 - 10.0 ** -np.asarray(height, dtype=float)
-
-
-def _scale(axes: Axes, positive: pd.Series) -> None:
-    """A logarithmic axis that begins at 0: a probe adds nothing, and log 0 is nowhere."""
-    if positive.empty:
-        axes.set_xlim(-1, 1)
-        return
-    first = 10.0 ** math.floor(math.log10(positive.min()))
-    last = max(float(positive.max()), 10 * first)
-    axes.set_xscale("symlog", linthresh=first, linscale=0.4)
-    decades = [first * 10**i for i in range(round(math.log10(last / first)) + 1)]
-    axes.xaxis.set_major_locator(FixedLocator([0, *decades]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    minor = [k * d for d in decades for k in range(2, 10) if k * d <= last * 1.3]
-    axes.xaxis.set_minor_locator(FixedLocator(minor))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlim(-0.35 * first, last * 1.9)
 
 
 def _legend(figure: Figure, points: pd.DataFrame, colours: dict[str, str]) -> None:

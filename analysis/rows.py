@@ -27,12 +27,12 @@ EXPERIMENT = tuple(name for name in GROUP if name not in ("stage", "rule"))  # i
 BETWEEN = " · "  # task and setting in a label
 
 _PARAMS = (
-    *("universal", "task", "deltas", "norms", "scores", "adapters", "head"),
+    *("universal", "task", "deltas", "norms", "scores", "adapters", "masks", "shared", "head"),
     *("multiple", "network"),
 )
 _PATHS = ("universal", "proxy")  # kinds of gates that lead into a block
 _METHODS = ("finetune", "scratch", "probe")  # the references come first, methods by name after them
-_STAGES = ("teacher", "adapt", "pruned", "retrained")
+_STAGES = ("teacher", "adapt", "pruned", "compressed", "retrained")
 
 
 def rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
@@ -170,7 +170,8 @@ def missing(value: Any) -> bool:
 
 def _row(run: Run) -> dict[str, Any]:
     result = run.result
-    params, blocks = result["params"], result.get("blocks")
+    params = {"masks": 0, "shared": 0} | result["params"]  # runs of before have neither
+    blocks = result.get("blocks")
     return {
         "run": str(run.path),
         **{name: result[name] for name in ("task", "method", "backbone", "seed", "stage")},

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tailor.errors import BadInput
-from tailor.run import LATENCY, SCHEMA
+from tailor.run import BASIS, LATENCY, SCHEMA
 
 SWEEP = "sweep.json"  # marks the directory of a sweep
 
@@ -37,14 +37,14 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 
     Args:
         paths: run directories. The directory of a sweep stands for all finished runs below it, in
-            the order of their names.
+            the order of their names; the basis that lies beside compressed runs is passed over.
 
     Raises:
         BadInput: no path at all, or a path that is no run directory, is not finished, was
             written by another version of the format, or holds a broken file.
     """
     distinct: dict[Path, Path] = {}
-    for given in map(Path, paths):
+    for given in (path for path in map(Path, paths) if path.name != BASIS):
         for path in _of_sweep(given) if (given / SWEEP).exists() else [given]:
             distinct.setdefault(path.resolve(), path)
     if not distinct:
@@ -53,15 +53,15 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def origin(run: Run) -> Run | None:
-    """The run in which a student was adapted; itself, if it was never pruned.
+    """The run in which a student was adapted; itself, if it was never pruned or compressed.
 
-    Retraining and pruning say where they started. Where that directory was moved, the one of the
-    same name beside the run is looked for.
+    Retraining, pruning and compressing say where they started. Where that directory was moved, the
+    one of the same name beside the run is looked for.
 
     Returns:
         None where the run that it came from is gone.
     """
-    while run.setup.get("verb") in ("prune", "retrain"):
+    while run.setup.get("verb") in ("prune", "compress", "retrain"):
         said = Path(str((run.setup.get("config") or {}).get("run", "")))
         places = [said, run.path.parent / said.name]
         found = [p for p in places if said.name and (p / "result.json").exists()]

@@ -23,8 +23,8 @@ from analysis.statistic import half_width, mean, spread
 CAPTION = (
     "Accuracy is the mean over seeds ± the sample standard deviation. “Deltas” are the weights "
     "that a task adds to the backbone's layers; “×” is (backbone + all that the task stores: "
-    "deltas or proxies, norms, scores) / backbone. Both leave the head out. One MAC is one "
-    "multiply-add."
+    "deltas, adapters, masks or proxies, norms, scores) / backbone. Both leave the head out. One "
+    "MAC is one multiply-add."
 )
 NETWORK_CAPTION = (
     "A task that chooses blocks stores proxies instead. “Network” is the merged network of one "
@@ -60,11 +60,11 @@ def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         ``blocks`` or None); ``layers``, ``layers_adapted``, ``blocks``, ``blocks_kept``, ``chosen``
         (the share of blocks kept if it chose blocks, else of layers adapted); in percent of the
         backbone's parameters, all without head: ``deltas_percent``, ``norms_percent``,
-        ``scores_percent``, ``adapters_percent``, ``proxies_percent`` (adapters that stand for
-        blocks) and ``task_percent`` (their sum); ``head_percent``; ``multiple``; ``network``
-        (numbers in the merged network) and ``network_percent``; ``macs``, ``macs_ratio`` to the
-        backbone; ``latency_ms`` of one image and ``latency_ratio`` to the backbone, where it was
-        measured; ``bytes``; ``seconds``; ``label``.
+        ``scores_percent``, ``masks_percent``, ``adapters_percent``, ``proxies_percent`` (adapters
+        that stand for blocks) and ``task_percent`` (their sum); ``head_percent``; ``multiple``;
+        ``network`` (numbers in the merged network) and ``network_percent``; ``macs``,
+        ``macs_ratio`` to the backbone; ``latency_ms`` of one image and ``latency_ratio`` to the
+        backbone, where it was measured; ``bytes``; ``seconds``; ``label``.
         All are means over seeds; unknown values, and the spread of a single seed, are NaN.
     """
     found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
@@ -215,6 +215,7 @@ def _aggregate(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "deltas_percent": percent("deltas"),
         "norms_percent": percent("norms"),
         "scores_percent": percent("scores"),
+        "masks_percent": percent("masks"),
         "adapters_percent": 0.0 if members[0]["gated"] == "blocks" else adapters,
         "proxies_percent": adapters if members[0]["gated"] == "blocks" else 0.0,
         "task_percent": percent("task"),
@@ -240,8 +241,8 @@ def _ratio(part: Any, whole: Any) -> float:
 
 
 def _adapters(params: Mapping[str, Any]) -> float:
-    """What a task stores beside deltas, norms and scores, in backbones."""
-    known = sum(params[name] or 0 for name in ("deltas", "norms", "scores"))
+    """What a task stores beside deltas, norms, scores and masks, in backbones."""
+    known = sum(params[name] or 0 for name in ("deltas", "norms", "scores", "masks"))
     return _ratio(_number(params["task"]) - known, params["universal"])
 
 

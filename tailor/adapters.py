@@ -1,12 +1,14 @@
 """The task-specific parts that two or more methods share.
 
-``NamedTensors`` holds tensors under the dotted names of the layers that they stand in for;
-``task_norms`` copies the normalisation layers of a backbone; ``new_head`` is the linear classifier;
-``with_head`` turns a body and a head into the plain network that ``merge`` returns.
+``NamedTensors`` and ``NamedModules`` hold tensors and modules under the dotted names of the layers
+that they stand in for; ``task_norms`` and ``own_norms`` copy the norms of a backbone; ``new_head``
+is the linear classifier; ``with_head`` turns a body and a head into the plain network that
+``merge`` returns.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
@@ -50,6 +52,31 @@ class NamedTensors(nn.Module):
                 yield inside.replace("/", "."), tensor
 
 
+class NamedModules(nn.Module):
+    """Modules under dotted names, as a map.
+
+    Args:
+        modules: by name; taken as they are.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(_inside(name), module)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        module: nn.Module = getattr(self, _inside(name))
+        return module
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and _inside(name) in self._modules
+
+    def items(self) -> Iterator[tuple[str, nn.Module]]:
+        """(dotted name, module)."""
+        for inside, module in self.named_children():
+            yield inside.replace("/", "."), module
+
+
 def _inside(name: str) -> str:
     return name.replace(".", "/")
 
@@ -63,6 +90,15 @@ def task_norms(model: nn.Module) -> NamedTensors:
     params, buffers = norm_tensors(model)
     own_params, own_buffers = dict(model.named_parameters()), dict(model.named_buffers())
     return NamedTensors({n: own_params[n] for n in params}, {n: own_buffers[n] for n in buffers})
+
+
+def own_norms(model: nn.Module) -> NamedModules:
+    """The same as modules, to be grafted into a copy of the network; see ``task_norms``."""
+    params, buffers = norm_tensors(model)
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in [*params, *buffers])
+    return NamedModules(
+        {n: copy.deepcopy(model.get_submodule(n)).requires_grad_(True) for n in owners}
+    )
 
 
 def new_head(num_features: int, num_classes: int, seed: int) -> nn.Linear:

@@ -124,6 +124,24 @@ class Worth(Question):
     """Folder with the data sets, if it moved since."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Decathlon(Question):
+    """Which method does best on many domains together, and at what size?
+
+    A line per method, a column per domain, the size of one trunk with all of them, and the score of
+    the Visual Decathlon: 1000 points per domain without error, 250 for fine-tuning's. The real ten
+    domains are scored against the published fine-tuning and stand beside the published results.
+
+    Example: tailor decathlon runs/sweep --out decathlon.png
+
+    Example: tailor decathlon runs/*/parallel runs/*/finetune --baseline finetune
+    """
+
+    baseline: str = "auto"
+    """What earns 250 points: published, or a method or setting among the runs; published on the
+    domains of the Visual Decathlon and finetune elsewhere, by default."""
+
+
 OPTIONS: dict[str, type[Question]] = {
     "layers": Layers,
     "blocks": Blocks,
@@ -132,6 +150,7 @@ OPTIONS: dict[str, type[Question]] = {
     "budget": Budget,
     "scores": Scores,
     "worth": Worth,
+    "decathlon": Decathlon,
 }
 QUESTIONS = {
     "layers": "which layers were adapted, and how much",
@@ -141,6 +160,7 @@ QUESTIONS = {
     "scores": "what λ does to the scores over training",
     "worth": "accuracy lost when a layer's delta is closed, against its score",
     "budget": "what a task stores, and what many tasks cost",
+    "decathlon": "methods over many domains: accuracy, parameters, score",
 }
 _ELSEWHERE = ("runs", "out", "device", "root")  # options that no analysis needs
 

@@ -19,19 +19,30 @@ AREA = (0.08, 1.0)  # share of the image that a random resized crop covers
 RATIO = (3 / 4, 4 / 3)  # its width over its height
 
 
-def pad_crop(images: Tensor, corner: Tensor, px: int, pad: int) -> Tensor:
-    """Add a black border and cut one window out of each image.
+def pad_crop(
+    images: Tensor, corner: Tensor, px: int, pad: int, *, mirrored: bool = False
+) -> Tensor:
+    """Add a border and cut one window out of each image.
 
     Args:
         images: (B, C, S, S).
         corner: (B, 2) integers, top and left of the window within the padded image.
         px: side of the window.
         pad: width of the border, 0 for none.
+        mirrored: the border shows the image mirrored at its outermost pixels, each of which is
+            there once; ``pad`` is less than S then. Otherwise it is black.
 
     Returns:
         (B, C, px, px) of the same type.
     """
-    padded = F.pad(images, (pad, pad, pad, pad)) if pad else images
+    if mirrored:
+        # By index, because torch's own mirrored border does not take bytes.
+        last = images.shape[-1] - 1
+        place = torch.arange(-pad, last + pad + 1, device=images.device)
+        place = last - (last - place.abs()).abs()
+        padded = images.index_select(2, place).index_select(3, place)
+    else:
+        padded = F.pad(images, (pad, pad, pad, pad)) if pad else images
     # One advanced index over all windows: no loop over samples, and on a CPU six times
     # faster than an index per pixel.
     windows = padded.unfold(2, px, 1).unfold(3, px, 1)  # (B, C, tops, lefts, px, px)

@@ -113,9 +113,12 @@ class Backbone(nn.Module):
                 model = make(in_chans)
                 config = {"input_size": getattr(model, "default_input_size", (3, 32, 32))}
                 if weights == "pretrained":
+                    others = timm.list_models(f"{name}.*", pretrained=True)
+                    hint = f"; timm's network of that name is {others[0]}" if others else ""
                     raise BadInput(
                         f"backbone {name!r} is one of our own families and has no weights to "
-                        f"fetch; give --weights RUN (a teacher's run), --weights FILE, or random"
+                        f"fetch; give --weights RUN (a teacher's run), --weights FILE, or "
+                        f"random{hint}"
                     )
             else:
                 model, config = _timm_model(name, weights == "pretrained", px, in_chans)

@@ -61,6 +61,7 @@ from tailor.settings import Settings
 from tailor.step import training_step
 from tailor.student import Distilled, Gated, Student
 from tailor.teacher import Teacher
+from tailor.typed import pairs, settings_of
 
 CLASSES = 10
 _PATIENCE_SECONDS = 900.0  # for one answer of a worker; a step takes seconds, building a minute
@@ -82,6 +83,8 @@ class Config:
 
     method: str = "taps"
     """Whose training step and merged network; `tailor list methods`."""
+    option: tuple[str, ...] = ()
+    """Options of the method, such as adapters=series."""
     backbone: str = "resnet34"
     """Of the method and of the plain network, with random weights; `tailor list backbones`."""
     px: int = 64
@@ -152,7 +155,7 @@ def run(
         report["data_images_per_second"] = round(_data_images_per_second(config))
     if on_progress is not None:
         on_progress(done, turns, "done")
-    asked = dataclasses.asdict(config) | {"off": list(config.off)}
+    asked = dataclasses.asdict(config) | {"off": list(config.off), "option": list(config.option)}
     return {**asked, **report, "clock": _clock(config)} | _made_by(config)
 
 
@@ -201,7 +204,8 @@ def show(report: dict[str, Any]) -> None:
 
 
 def _check(config: Config) -> None:
-    catalog.load("students", config.method, "method")
+    method = catalog.load("students", config.method, "method")
+    settings_of(method.Config, pairs(method.Config, config.option))
     for name in ("px", "batch", "threads", "rounds", "steps"):
         if (value := getattr(config, name)) < 1:
             raise BadInput(f"{name} is {value}; give --{name} 1 or more")
@@ -355,14 +359,15 @@ def _plain(config: Config, backbone: Backbone) -> tuple[Step, Callable[[], nn.Mo
 
 
 def _method(config: Config, backbone: Backbone) -> tuple[Step, Callable[[], nn.Module]]:
-    """The step of ``fit``, on a student of the method as its defaults have it.
+    """The step of ``fit``, on a student of the method.
 
     A method that distils has a teacher with the backbone's architecture, whose forward pass is part
     of the step.
     """
     method = catalog.load("students", config.method, "method")
-    student = _placed(method.build(backbone, CLASSES, method.Config()), config).train()
-    if isinstance(student, Distilled):
+    own = settings_of(method.Config, pairs(method.Config, config.option))
+    student = _placed(method.build(backbone, CLASSES, own), config).train()
+    if isinstance(student, Distilled) and student.wants_teacher():
         network = with_head(
             copy.deepcopy(backbone.model), new_head(backbone.num_features, CLASSES, seed=0)
         )

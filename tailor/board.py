@@ -1,9 +1,10 @@
-"""What a training says about itself: sums over an epoch, its record, TensorBoard."""
+"""What a training says about itself: sums over an epoch, its record, its time, TensorBoard."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,18 +71,39 @@ def epoch_record(
     return record
 
 
+class Watch:
+    """A stop watch of one training: while others have their turn, it stands still."""
+
+    def __init__(self) -> None:
+        self.away = 0.0
+        self.began, self.lapped = time.monotonic(), 0.0
+
+    def seconds(self) -> float:
+        """Since it was made."""
+        return time.monotonic() - self.began - self.away
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = self.seconds()
+        seconds, self.lapped = now - self.lapped, now
+        return seconds
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Within, no time passes."""
+        left = time.monotonic()
+        try:
+            yield
+        finally:
+            self.away += time.monotonic() - left
+
+
 class Board:
-    """TensorBoard under the tags that users of TAPS know, and a stop watch for the log."""
+    """TensorBoard under the tags that users of TAPS know."""
 
     def __init__(self, run: Run | None, step: int) -> None:
         self.run, self.resumed_at = run, step
         self.writer: SummaryWriter | None = None
-        self.since = time.monotonic()
-
-    def lap(self) -> float:
-        now = time.monotonic()
-        seconds, self.since = now - self.since, now
-        return seconds
 
     def epoch(self, record: dict[str, Any], step: int) -> None:
         if self.run is None:

@@ -23,12 +23,16 @@ from tailor.errors import BadInput
 VERBS = {
     "teach": "train a teacher: fine-tuned, from scratch, or a probe",
     "adapt": "adapt the frozen backbone, learning where it must change",
+    "together": "adapt one trunk to several tasks at once, a step of each in turn",
     "prune": "remove what a student switched off",
-    "retrain": "continue a pruned student",
+    "compress": "put the residual adapters of several tasks on one shared basis",
+    "retrain": "continue a pruned or compressed student",
     "sweep": "every combination of tasks, methods, λ and seeds, with as many workers as you like",
     "import": "turn a published NetTailor checkpoint into a run",
     "evaluate": "measure a finished run again",
     "merge": "fold a finished run into one plain network",
+    "submit": "predict the test images of decathlon runs, in the challenge's file",
+    "score": "points of the Visual Decathlon, from predictions or accuracies",
     "report": "tables and pictures from runs: .html, .md or .json",
     "draw": "the network that a run tailored: .png, .svg, .pdf, or .gif over training",
     **QUESTIONS,
@@ -105,6 +109,11 @@ def _dispatch(args: list[str]) -> int:
         print(json.dumps(result))
     else:
         tell(result)
+    if isinstance(result, list) and (failed := [r for r in result if "failed" in r]):
+        raise BadInput(
+            f"{len(failed)} of {len(result)} tasks failed, the first, {failed[0]['task']}, with: "
+            f"{failed[0]['failed']}"
+        )
     if isinstance(result, dict) and result.get("failed"):
         why = next(t["error"] for t in result["trials"] if t["status"] == "failed")
         from tailor.worker import REMEDY
@@ -151,18 +160,31 @@ def _teach(args: list[str], command: str, machine: bool) -> Shown:
 
 
 def _adapt(args: list[str], command: str, machine: bool) -> Shown:
-    from tailor import catalog, workflow
+    from tailor import workflow
     from tailor.distributed import joined
     from tailor.options import Adapt
 
-    # The method brings options of its own, so it must be known before the others are parsed.
-    name = _peek(args, "--method", "taps")
-    method = catalog.load("students", name, "method")
-    generic: Any = Adapt
-    kind = generic[method.Config]
-    options = _parse(kind, "adapt", args)
+    options = _parse(_of_method(Adapt, args), "adapt", args)
     with joined():
         return workflow.adapt(options, tell=_teller(machine), command=command), show.result
+
+
+def _together(args: list[str], command: str, machine: bool) -> Shown:
+    from tailor import together
+    from tailor.distributed import Group, joined
+    from tailor.options import Together
+    from tailor.progress import together_for_terminal
+
+    options = _parse(_of_method(Together, args), "together", args)
+    with joined(), together_for_terminal(quiet=machine or Group.current().rank > 0) as tell:
+        return together.adapt(options, tell=tell, command=command), show.together
+
+
+def _of_method(options: Any, args: list[str]) -> Any:
+    """``options`` with the method's own, so it must be known before the others are parsed."""
+    from tailor import catalog
+
+    return options[catalog.load("students", _peek(args, "--method", "taps"), "method").Config]
 
 
 def _peek(args: list[str], flag: str, default: str) -> str:
@@ -180,6 +202,14 @@ def _prune(args: list[str], command: str, machine: bool) -> Shown:
 
     options = _parse(Prune, "prune", _positional(args))
     return shrink.prune(options, tell=_teller(machine), command=command), show.pruned
+
+
+def _compress(args: list[str], command: str, machine: bool) -> Shown:
+    from tailor import compress
+    from tailor.options import Compress
+
+    options = _parse(Compress, "compress", _positional(args, "--runs"))
+    return compress.compress(options, tell=_teller(machine), command=command), show.together
 
 
 def _retrain(args: list[str], command: str, machine: bool) -> Shown:
@@ -233,6 +263,32 @@ def _merge(args: list[str], command: str, machine: bool) -> Shown:
 
     o = _parse(Merge, "merge", _positional(args))
     return workflow.merge(o.run, o.out), show.merged
+
+
+def _submit(args: list[str], command: str, machine: bool) -> Shown:
+    import tyro
+
+    from tailor import submission
+    from tailor.options import Submit
+
+    kind = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(Submit)
+    options = _parse(kind, "submit", args)
+    return submission.submit(options, tell=_teller(machine)), show.submitted
+
+
+def _score(args: list[str], command: str, machine: bool) -> Shown:
+    from tailor import submission
+    from tailor.options import Score
+
+    benchmarks = ("decathlon",)
+    if args and not args[0].startswith("-"):
+        if args[0] not in benchmarks:
+            from tailor.catalog import unknown
+
+            raise unknown("benchmark", args[0], benchmarks, shown_by="tailor score --help")
+        args = _positional(args[1:], "--predictions")
+    options = _parse(Score, "score decathlon", args)
+    return submission.score(options), show.scored
 
 
 def _report(args: list[str], command: str, machine: bool) -> Shown:
@@ -301,12 +357,16 @@ def _list(args: list[str], command: str, machine: bool) -> Shown:
 _COMMANDS: dict[str, Callable[[list[str], str, bool], Shown]] = {
     "teach": _teach,
     "adapt": _adapt,
+    "together": _together,
     "prune": _prune,
+    "compress": _compress,
     "retrain": _retrain,
     "sweep": _sweep,
     "import": _import,
     "evaluate": _evaluate,
     "merge": _merge,
+    "submit": _submit,
+    "score": _score,
     "report": _report,
     "draw": _draw,
     **{verb: partial(_ask, verb) for verb in QUESTIONS},

@@ -219,12 +219,14 @@ class Params:
     norms: int = 0  # affine and running statistics
     scores: int = 0
     adapters: int = 0
+    masks: int = 0  # one bit per masked weight, in numbers of 32 bits
+    shared: int = 0  # what its adapters share with other tasks: counted once over all of them
     head: int = 0  # shown, but in no sum: every method pays it
 
     @property
     def task(self) -> int:
-        """Numbers that the task adds to the backbone, without its head."""
-        return self.deltas + self.norms + self.scores + self.adapters
+        """Numbers that the task alone adds to the backbone, without its head."""
+        return self.deltas + self.norms + self.scores + self.adapters + self.masks
 
     @property
     def multiple(self) -> float:
@@ -233,7 +235,10 @@ class Params:
 
 
 def multiple_for(tasks: Sequence[Params]) -> float:
-    """Size of one backbone and all its tasks, in backbones: ``(universal + sum task)/universal``.
+    """Size of one backbone and all its tasks, in backbones.
+
+    That is ``(universal + shared + sum task) / universal``. Tasks whose shared parts have one size
+    are taken to share one part.
 
     Raises:
         BadInput: no tasks, or tasks of different backbones.
@@ -245,34 +250,47 @@ def multiple_for(tasks: Sequence[Params]) -> float:
             f"multiple; count the tasks of one backbone at a time"
         )
     universal = sizes.pop()
-    return (universal + sum(task.task for task in tasks)) / universal
+    shared = sum({task.shared for task in tasks})
+    return (universal + shared + sum(task.task for task in tasks)) / universal
 
 
 def account(
-    universal: nn.Module, roles: Mapping[str, Iterable[Tensor]], statistics: Iterable[Tensor] = ()
+    universal: nn.Module,
+    roles: Mapping[str, Iterable[Tensor]],
+    statistics: Iterable[Tensor] = (),
+    shared: Iterable[Tensor] = (),
 ) -> Params:
     """Count what a student trains.
 
     Args:
         universal: the backbone without head.
-        roles: trained tensors by role: deltas, norms, scores, adapters, head, and body (a backbone
-            that is trained as a whole, counted with the deltas: it is stored as one more copy).
+        roles: trained tensors by role: deltas, norms, scores, adapters, masks (of whose numbers
+            only one bit each is needed), head, and body (a backbone that is trained as a whole,
+            counted with the deltas: it is stored as one more copy).
         statistics: buffers that belong to the task (running mean and variance), counted with the
             norms; integer ones are left out.
+        shared: tensors that other tasks use too, such as a basis of their adapters.
 
     Raises:
         BadInput: an unknown role.
     """
     count = {role: sum(t.numel() for t in tensors) for role, tensors in roles.items()}
     count["deltas"] = count.get("deltas", 0) + count.pop("body", 0)
+    count["masks"] = mask_numbers(count.get("masks", 0))
     buffers = sum(t.numel() for t in statistics if t.is_floating_point())
     count["norms"] = count.get("norms", 0) + buffers
-    known = {field.name for field in fields(Params)} - {"universal"}
+    known = {field.name for field in fields(Params)} - {"universal", "shared"}
     if stray := sorted(count.keys() - known):
         raise BadInput(
             f"unknown role {stray[0]!r}: a role is one of {', '.join(sorted(known))}, body"
         )
+    count["shared"] = sum(t.numel() for t in shared)
     return Params(universal=sum(p.numel() for p in universal.parameters()), **count)
+
+
+def mask_numbers(bits: int) -> int:
+    """Numbers of 32 bits that hold so many bits, rounded up."""
+    return -(-bits // 32)
 
 
 # Budgets --------------------------------------------------------------------------------------

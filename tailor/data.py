@@ -190,7 +190,7 @@ class Batches:
         generator = _generator(self.seed, epoch, step + 1)
         uniform = torch.rand(self.batch, 10, generator=generator)
         uniform = uniform[self.rank :: self.world].to(self.device)
-        pad = view.pad if view.crop == "pad" else 0
+        pad = view.pad if view.crop in ("pad", "reflect") else 0
         if view.crop == "rrc":
             images = augment.resized_crop(images.float(), augment.boxes(uniform[:, :4]), view.px)
         elif view.crop == "none":
@@ -199,11 +199,13 @@ class Batches:
             places = view.side + 2 * pad - view.px + 1
             # float32 can round up to 1, one place too far
             corner = (uniform[:, 4:6] * places).long().clamp(max=places - 1)
-            images = augment.pad_crop(images, corner, view.px, pad)
+            mirrored = view.crop == "reflect"
+            images = augment.pad_crop(images, corner, view.px, pad, mirrored=mirrored)
         if view.flip:
             images = augment.mirror(images, uniform[:, 6] < 0.5)
-        if view.color:
-            factors = 1 + view.color * (2 * uniform[:, 7:10] - 1)
+        if max(view.shares) > 0:
+            shares = torch.tensor(view.shares, device=self.device)
+            factors = 1 + shares * (2 * uniform[:, 7:10] - 1)
             images = augment.jitter(images.float(), factors)
         return images
 

@@ -9,6 +9,7 @@ which images a task has (``task.py``).
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,13 @@ def _images(split: Split, digest: Any) -> None:
     places = split.index.tolist()
     if paths := getattr(source, "paths", None):
         for i in places:
-            path = Path(paths[i])
+            name = str(paths[i])  # a Path would take longer than the file system
+            try:
+                size = os.stat(name).st_size
+            except OSError:
+                size = -1
             # The last two parts: the same data may be mounted elsewhere on another machine.
-            size = path.stat().st_size if path.exists() else -1
-            digest.update(f"{'/'.join(path.parts[-2:])} {size}\n".encode())
+            digest.update(f"{'/'.join(name.rsplit('/', 2)[-2:])} {size}\n".encode())
         for i in places[:: max(1, len(places) // _SAMPLE)]:  # sizes may all be equal
             path = Path(paths[i])
             digest.update(path.read_bytes() if path.exists() else b"")

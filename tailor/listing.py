@@ -10,6 +10,7 @@ from rich.table import Table
 
 from tailor import catalog
 from tailor.backbone import families
+from tailor.decathlon import DOMAINS
 from tailor.progress import wide_console
 
 KINDS = ("methods", "tasks", "backbones")
@@ -46,6 +47,10 @@ def _tasks() -> list[dict[str, Any]]:
         found.append({"name": name, "paper": facts.title, "kind": f"{facts.classes} classes"})
     return [
         *found,
+        *(
+            {"name": f"decathlon:{n}", "paper": d.title, "kind": f"{d.classes} classes, 72 px"}
+            for n, d in DOMAINS.items()
+        ),
         {
             "name": "folder:PATH",
             "paper": "class folders in train/ and test/ or val/",
@@ -59,10 +64,12 @@ def _tasks() -> list[dict[str, Any]]:
 def _backbones() -> list[dict[str, Any]]:
     fetched = set(timm.list_models(pretrained=True))
     known = {m.split(".")[0] for m in fetched}
-    ours = [{"name": n, "paper": "teachers/", "kind": "own family"} for n in families()]
+    own = families()
+    ours = [{"name": n, "paper": "teachers/", "kind": "own family"} for n in own]
     return ours + [
         {"name": n, "paper": "timm", "kind": "pretrained" if n in known else "random only"}
         for n in timm.list_models()
+        if n not in own  # timm's of the same name can be had with its tag
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def open_run(path: str | Path) -> Opened:
             f"weights {net.weights} is {now[:8]}; put the weights of that run back"
         )
     method = catalog.load("students", config["method"], "method")
-    settings = method.Config(**config["settings"])
+    settings = _moved_along(path, method.Config(**config["settings"]))
     classes = len(config["classes"])
     if result.get("kept") is None:
         student = method.build(backbone, classes, settings, seed=config["train"]["seed"])
@@ -79,6 +80,15 @@ def open_run(path: str | Path) -> Opened:
         why = str(error).splitlines()[-1].strip()
         raise BadInput(f"{path}/student.safetensors is not of this run ({why})") from error
     return Opened(path, result, student.eval())
+
+
+def _moved_along(path: Path, settings: Any) -> Any:
+    """Settings that name a basis, which lies beside the run, where that folder is now."""
+    named = getattr(settings, "basis", "")
+    beside = path.resolve().parent / Path(named).name
+    if named and not Path(named).exists() and beside.exists():
+        return dataclasses.replace(settings, basis=str(beside))
+    return settings
 
 
 def batches(
@@ -103,6 +113,8 @@ def batches(
         pad=data.pad,
         flip=data.flip,
         color=data.color,
+        contrast=data.contrast,
+        saturation=data.saturation,
         channels=channels,
         mean=task.mean if own else backbone.mean,
         std=task.std if own else backbone.std,

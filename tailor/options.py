@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Generic, Literal, TypeVar
 
-from tailor.settings import Recipe, Settings
+from tailor.settings import Recipe, Settings, added
 
 Split = Literal["train", "val", "test"]
 Mode = Literal["finetune", "scratch", "probe"]
@@ -39,15 +39,19 @@ class Images:
     """Short side before cropping; fits the crop by default; 0 leaves images as they are."""
     squash: bool = False
     """Scale to a square whatever the aspect, instead of cutting the centre."""
-    crop: Literal["none", "pad", "random", "rrc"] = "pad"
-    """Training crop: the whole, a window of the padded or of the larger image, or a random resized
-    crop."""
+    crop: Literal["none", "pad", "reflect", "random", "rrc"] = "pad"
+    """Training crop: the whole, a window of the image with a black (pad) or mirrored (reflect)
+    border or of the larger image (random), or a random resized crop."""
     pad: int = 4
-    """Border of crop `pad`, in pixels."""
+    """Border of crops `pad` and `reflect`, in pixels."""
     flip: bool = False
     """Mirror half of the training images; wrong for digits and letters."""
     color: float = 0.0
     """Change brightness, contrast and saturation by up to this share."""
+    contrast: float | None = added(None)
+    """Change contrast by up to this share, other than --color."""
+    saturation: float | None = added(None)
+    """Change saturation by up to this share, other than --color."""
     normalize: Literal["backbone", "task"] = "backbone"
     """Mean and deviation that the weights expect, or those of the data set."""
     skip_bad_images: bool = False
@@ -63,7 +67,8 @@ class Data(Images):
     """Which images, and how the network sees them."""
 
     task: str
-    """A data set of `tailor list tasks`, folder:PATH, npz:PATH or torchvision:CLASS."""
+    """A data set of `tailor list tasks`, folder:PATH, npz:PATH, torchvision:CLASS or
+    decathlon:NAME."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +122,35 @@ class Adapt(Generic[C]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Together(Generic[C]):
+    """Adapt one trunk to several tasks at once, one training step of each in turn.
+
+    The trunk is in memory once, and every task ends with what `tailor adapt` would give it alone.
+    Each has a run directory of its own, OUT/TASK. Repeating the command continues all of them; with
+    another --task more, only that one is new. A task that fails does not stop the others.
+
+    Each method has options of its own: `tailor together --method taps --help` shows TAPS's.
+
+    Example: tailor together --task svhn gtsrb dtd --method residual_adapters --backbone resnet34
+    --px 64 --out runs/many
+    """
+
+    out: Path
+    """Folder for the run directories; repeating the command continues or shows them."""
+    task: tuple[str, ...]
+    """Data sets of `tailor list tasks`, folder:PATH, npz:PATH, torchvision:CLASS or
+    decathlon:NAME."""
+    method: str = "taps"
+    """A method of `tailor list methods`; it brings options of its own."""
+    teacher: tuple[Path, ...] = ()
+    """Runs of finished teachers for a method that distils: one per task, in the same order."""
+    images: Images = field(default_factory=Images)
+    net: Net = field(default_factory=Net)
+    settings: C
+    train: Settings = field(default_factory=lambda: SELECTING)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prune:
     """Remove what a student switched off; the result is a smaller student.
 
@@ -156,14 +190,36 @@ class Prune:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compress:
+    """Put the residual adapters of several tasks on one shared basis, by a joint SVD per layer.
+
+    The basis is written once, OUT/basis.safetensors, and frozen; each task keeps its factors in a
+    run directory OUT/TASK, measured as it is. `tailor retrain OUT/TASK` lets the factors learn.
+
+    Example: tailor compress runs/many/* --out runs/compressed --share 0.5
+    """
+
+    runs: tuple[Path, ...] = ()
+    """Finished runs of residual_adapters on one backbone, one per task."""
+    out: Path
+    """Folder for the basis and the runs; repeating the command shows them."""
+    rank: int | None = None
+    """Rank of the basis of every layer; layers that have fewer keep all."""
+    share: float | None = None
+    """Rank as a share of the largest that a layer can have; the paper's is 0.5."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Retrain:
     """Continue a pruned student without a price; it goes on learning from its teacher.
+
+    A compressed one learns on its factors, and its basis stays as it is.
 
     Example: tailor retrain runs/svhn/taps-pruned --epochs 5
     """
 
     run: Path
-    """A pruned run; it stays as it is."""
+    """A pruned or compressed run; it stays as it is."""
     out: Path | None = None
     """Run directory; RUN-retrained by default."""
     teacher: Path | None = None
@@ -211,6 +267,48 @@ class Evaluate:
     it, on one thread of the CPU."""
     root: str | None = None
     """Folder with the data sets, if it moved since."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Score the Visual Decathlon: a perfect domain earns 1000 points, plain fine-tuning 250.
+
+    Any of the ten domains can be scored; missing ones are named and earn nothing. With a baseline
+    of your own the domains may be any.
+
+    Example: tailor score decathlon results.json --annotations data/decathlon/annotations
+
+    Example: tailor score decathlon --accuracies mine.json --baseline finetuned.json
+    """
+
+    predictions: Path | None = None
+    """The challenge's JSON, such as `tailor submit` writes: [{"image_id": 10006667,
+    "category_id": 10000001}, ...], of one domain or all."""
+    annotations: Path | None = None
+    """Folder with the labels of the test images, NAME_test.json."""
+    accuracies: Path | None = None
+    """Instead of predictions: JSON that maps domains to percent of test images right."""
+    baseline: Path | None = None
+    """Such a map of fine-tuning to score against; the published fine-tuning by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submit:
+    """Predict the test images of decathlon runs and write the Visual Decathlon's JSON.
+
+    Labels of the test images are not needed.
+
+    Example: tailor submit runs/decathlon/aircraft runs/decathlon/dtd --out results.json
+    """
+
+    runs: Annotated[tuple[Path, ...], "positional"]
+    """Finished runs of tasks decathlon:NAME, one per domain."""
+    out: Path = Path("results.json")
+    """File to write."""
+    root: str | None = None
+    """Folder with the data sets, if it moved since."""
+    device: str = "auto"
+    """Where to compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +382,8 @@ class Sweep:
     out: Path
     """Folder for the runs; `tailor report OUT` reads it."""
     task: tuple[str, ...]
-    """Data sets of `tailor list tasks`, folder:PATH, npz:PATH or torchvision:CLASS."""
+    """Data sets of `tailor list tasks`, folder:PATH, npz:PATH, torchvision:CLASS or
+    decathlon:NAME."""
     backbone: tuple[str, ...] = ("resnet34",)
     """Any timm models or ours: `tailor list backbones`."""
     weights: str = "pretrained"

@@ -13,7 +13,7 @@ from tailor.distributed import Group
 from tailor.opened import measure
 from tailor.options import Data
 from tailor.run import Run, read_json, write_json, write_tensors
-from tailor.settings import Settings
+from tailor.settings import Settings, lam_of
 from tailor.student import Gate, Gated, Student
 from tailor.task import Task
 from tailor.train import Fitted
@@ -35,6 +35,7 @@ def finish(
         test = measure(student, task, "test", data, settings)[0]
     file = run.path / "student.safetensors"
     assert isinstance(student, nn.Module)
+    place = next(student.universal.parameters()).device
     student.to("cpu")
     if Group.current().rank == 0:
         write_tensors(file, student.task.state_dict(), {"method": facts["config"]["method"]})
@@ -71,8 +72,8 @@ def finish(
         "bytes": cost.file_bytes(file),
         "seconds": fitted.seconds,
         "best_epoch": fitted.epoch,
-        "lam": config["settings"].get("lam"),
-        "price": config["settings"].get("price"),
+        "lam": (lam := lam_of(config["settings"])),
+        "price": None if lam is None else config["settings"].get("price"),
         "distill": config["settings"].get("distill"),
         "fingerprint": config["fingerprint"],
         "command": record["command"],
@@ -86,6 +87,7 @@ def finish(
         write_json(run.path / "result.json", result)
         (run.path / "last.safetensors").unlink(missing_ok=True)
         (run.path / "best.safetensors").unlink(missing_ok=True)
+    student.universal.to(place)  # another student may be training on it
     Group.current().wait()
     return dict(read_json(run.path / "result.json"))
 
@@ -108,7 +110,12 @@ def _blocks(student: Student) -> list[dict[str, Any]]:
 
 
 def parameters(student: Student) -> cost.Params:
-    """What ``student`` adds to its backbone, every kind apart; equal to what its file holds."""
-    return cost.account(
-        student.universal.model, student.roles(), (b for b in student.task.buffers())
-    )
+    """What ``student`` adds to its backbone, every kind apart; equal to what its file holds.
+
+    A buffer that is not saved with the task is no number of its own: a basis that tasks share.
+    """
+    saved = student.task.state_dict().keys()
+    buffers = dict(student.task.named_buffers())
+    own = [tensor for name, tensor in buffers.items() if name in saved]
+    shared = [tensor for name, tensor in buffers.items() if name not in saved]
+    return cost.account(student.universal.model, student.roles(), own, shared)

@@ -6,7 +6,9 @@ standard output to itself.
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -83,16 +85,21 @@ def bars() -> RichProgress:
 
 
 class Bar:
-    """A bar with loss, validation and the time that is left."""
+    """A bar with loss, validation and the time that is left.
 
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self.bar = bars()
-        self.row, self.note = self.bar.add_task(title, total=None, note=""), ""
+    Args:
+        title: what it says before the bar.
+        display: where other bars are too, and who starts and stops it; one of its own where None.
+    """
+
+    def __init__(self, title: str, display: RichProgress | None = None) -> None:
+        self.title, self.alone = title, display is None
+        self.bar, self.note = display or bars(), ""
 
     def begin(self, total: int, done: int) -> None:
-        self.bar.update(self.row, total=total, completed=done)
-        self.bar.start()
+        self.row = self.bar.add_task(self.title, total=total, completed=done, note="")
+        if self.alone:
+            self.bar.start()
 
     def advance(self, steps: int, seen: dict[str, float]) -> None:
         loss = f"loss {seen['loss']:.3f}  " if "loss" in seen else ""  # none where one measures
@@ -106,7 +113,10 @@ class Bar:
         self.bar.console.print(f"{self.title}: {line}", highlight=False, markup=False)
 
     def end(self) -> None:
-        self.bar.stop()
+        if self.alone:
+            self.bar.stop()
+        else:
+            self.bar.stop_task(self.row)
 
 
 def _summary(record: dict[str, Any]) -> str:
@@ -125,6 +135,16 @@ def for_terminal(title: str, *, quiet: bool = False) -> Progress:
     if quiet:
         return Silent()
     return Bar(title) if sys.stderr.isatty() else Lines(title)
+
+
+@contextlib.contextmanager
+def together_for_terminal(*, quiet: bool = False) -> Iterator[Callable[[str], Progress]]:
+    """Who tells about several trainings at once: a bar for each where somebody watches."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda title: for_terminal(title, quiet=quiet)
+        return
+    with bars() as display:
+        yield lambda title: Bar(title, display)
 
 
 def wide_console() -> Console:

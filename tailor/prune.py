@@ -139,7 +139,7 @@ def _gates(student: Student) -> tuple[Gated, list[Gate]]:
     if not isinstance(student, Gated) or not gates:
         raise BadInput(
             "this student has no scores to prune by: prune the run of a method with gates, such as "
-            "`tailor adapt --method taps`, before it was pruned"
+            "`tailor adapt --method taps` or adapters with --select, before it was pruned"
         )
     return student, gates
 

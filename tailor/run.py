@@ -39,6 +39,7 @@ from tailor.errors import BadInput
 SCHEMA = 1
 # These may differ when a command is repeated: they say where it runs, not what it computes.
 PLACE = ("device", "root", "download", "workers", "checkpoint_seconds", "memory_gb", "log_every")
+BASIS = "basis.safetensors"  # beside compressed runs: what their adapters share
 LATENCY = "latency.json"  # of a finished run: what `tailor evaluate --latency` measured
 MOVABLE = ("run", "teacher")  # other runs that this one started from; folders may be moved together
 PART = ".part"  # ends the name of a file that is still being written

@@ -6,7 +6,6 @@ gives the student its teacher. Left out: the verbs (``workflow.py``, ``shrink.py
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from tailor.opened import batches, teacher_of
 from tailor.options import Data
 from tailor.progress import Progress, Silent
 from tailor.run import Run
-from tailor.settings import Settings
+from tailor.settings import Settings, as_config
 from tailor.student import Distilled, Student
 from tailor.task import Task
 
@@ -35,10 +34,10 @@ def config_of(student: Student, task: Task, data: Data, train: Settings) -> dict
     backbone, settings = student.universal, getattr(student, "config", None)
     return {
         "method": student.method,
-        "data": dataclasses.asdict(data),
+        "data": as_config(data),
         "net": {"backbone": backbone.name, "weights": _resolved(backbone.weights)},
-        "settings": dataclasses.asdict(settings) if settings is not None else {},
-        "train": dataclasses.asdict(train),
+        "settings": as_config(settings) if settings is not None else {},
+        "train": as_config(train),
         "fingerprint": backbone.fingerprint(),
         "classes": list(task.classes),
         "images": identity.fingerprint(task),

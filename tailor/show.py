@@ -19,6 +19,12 @@ def result(found: dict[str, Any]) -> None:
     table([found], None)
 
 
+def together(found: list[dict[str, Any]]) -> None:
+    """The runs of several tasks; what failed is told as the error."""
+    if done := [r for r in found if "failed" not in r]:
+        table(done, None)
+
+
 def table(rows: list[dict[str, Any]], out: Path | None) -> None:
     """One line per run; ``out`` is a file that was written beside."""
     shown = Table(
@@ -116,6 +122,59 @@ def measured(r: dict[str, Any]) -> None:
             f"{time['ms_backbone']:.2f} ms (spread {time['spread']:.2f}, one thread)"
         )
     print(f"{r['run']}: {said}")
+
+
+def scored(found: dict[str, Any]) -> None:
+    """Points of each domain, the missing ones, and the place among published results."""
+    compared = found["best"] is not None
+    shown = Table(box=None, header_style="bold")
+    shown.add_column("domain")
+    columns = ["accuracy %", "fine-tuning %", "score"]
+    columns += ["best published", "behind", "share of loss"] if compared else []
+    for title in columns:
+        shown.add_column(title, justify="right")
+    for name, d in found["domains"].items():
+        cells = [f"{d['accuracy']:.2f}", f"{d['baseline']:.2f}", f"{d['score']:.2f}"]
+        if compared:
+            share = "-" if d["share"] is None else f"{100 * d['share']:.1f} %"
+            cells += [f"{d['best']:.2f}", f"{d['lost']:.2f}", share]
+        shown.add_row(name, *cells)
+    console = wide_console()
+    console.print(shown)
+    count = len(found["domains"])
+    said = [f"score {found['total']:.2f} of {1000 * count} over {count} domains"]
+    if found["missing"]:
+        said.append(f"missing: {', '.join(found['missing'])}")
+    if compared:
+        said.append(_standing(found))
+        said.append(f"behind: points less than {found['best']}, the best published over all ten")
+    if max(d["accuracy"] for d in found["domains"].values()) <= 1:
+        said.append("no accuracy is above 1 %: these are percent, not shares")
+    if found["sample"]:
+        said.append("drawn images: this says that the program runs, not how well a method does")
+    for line in said:
+        console.print(line, highlight=False, markup=False)
+
+
+def _standing(found: dict[str, Any]) -> str:
+    """The place among the published rows, over the same domains."""
+    rows, place = found["published"], found["rank"]
+    said = f"place {place} among {len(rows)} published results over these domains"
+    if place > 1:
+        above = rows[place - 2]
+        said += f", behind {above['method']} ({above['total']:.2f})"
+    if place <= len(rows):
+        below = rows[place - 1]
+        said += f", no less than {below['method']} ({below['total']:.2f})"
+    return said
+
+
+def submitted(r: dict[str, Any]) -> None:
+    """Where the predictions are, and of which domains."""
+    counts = ", ".join(f"{name} {count:,}" for name, count in r["domains"].items())
+    print(f"{r['out']}: {r['predictions']:,} predictions ({counts})")
+    if r["missing"]:
+        print(f"missing: {', '.join(r['missing'])}")
 
 
 def merged(r: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from tailor.progress import Progress
 from tailor.prune import PruneReport, Rule, search
 from tailor.prune import prune as prune_student
 from tailor.session import Reporter, attach_teacher, finished, nobody, open_directory, splits_of
-from tailor.settings import Settings
+from tailor.settings import Settings, as_config
 from tailor.student import Distilled, Gated, Student
 from tailor.task import Task
 from tailor.train import Fitted
@@ -55,10 +55,10 @@ def prune(options: Prune, *, tell: Reporter = nobody, command: str = "") -> dict
 
 
 def retrain(options: Retrain, *, tell: Reporter = nobody, command: str = "") -> dict[str, Any]:
-    """Continue a pruned student from its trained weights."""
+    """Continue a pruned or compressed student from its trained weights."""
     options.train.check()
     opened, task = _reopened(options.run)
-    if opened.result["stage"] != "pruned":
+    if opened.result["stage"] not in ("pruned", "compressed"):
         raise BadInput(
             f"{options.run} is a run of stage {opened.result['stage']!r}, not a pruned one; "
             f"first `tailor prune {options.run} --out {options.run}-pruned`"
@@ -75,7 +75,7 @@ def retrain(options: Retrain, *, tell: Reporter = nobody, command: str = "") -> 
     path = _teacher_path(opened, options.teacher)
     config = {
         "run": str(options.run.resolve()),
-        "train": dataclasses.asdict(train),
+        "train": as_config(train),
         "kept": opened.result["kept"],
     } | ({} if options.distill is None else {"distill": options.distill})
     if out.exists() and (done := finished(out, "retrain", config)) is not None:
@@ -160,7 +160,8 @@ def _twin(student: Gated) -> Gated:
 
 
 def _of_place(settings: Settings) -> dict[str, Any]:
-    names = ("batch", "lr", "momentum", "weight_decay", "seed", "device", "bf16", "channels_last")
+    names = ["batch", "lr", "momentum", "seed", "device", "bf16", "channels_last"]
+    names += [f.name for f in dataclasses.fields(settings) if "decay" in f.name]
     return {name: getattr(settings, name) for name in names}
 
 
@@ -193,5 +194,5 @@ def _inherited(opened: Opened, student: Student) -> dict[str, Any]:
     """What a pruned or retrained run keeps of the run that it came from."""
     facts = {name: opened.result[name] for name in ("task", "metric", "config")}
     config = getattr(student, "config", None)
-    settings = {} if config is None else {"settings": dataclasses.asdict(config)}
+    settings = {} if config is None else {"settings": as_config(config)}
     return facts | {"config": facts["config"] | settings, "from": str(opened.path)}

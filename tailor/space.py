@@ -7,10 +7,7 @@ points are handed out (``ledger.py``).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import io
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +27,8 @@ from tailor.errors import BadInput
 from tailor.opened import backbone_of
 from tailor.options import Data, Images, Net, Prune, Sweep
 from tailor.settings import Recipe, Settings
-from tailor.units import MODES, Unit, short
+from tailor.typed import settings_of, typed
+from tailor.units import MODES, Unit, prunes, short
 
 Point = dict[str, Any]  # name -> value of what varies, such as {"task": "digits", "lam": 0.1}
 _RULES = tuple(f.name for f in dataclasses.fields(Prune) if f.name not in ("run", "out", "teacher"))
@@ -98,7 +96,9 @@ class Space:
         known = {f.name for f in dataclasses.fields(self.methods[method].Config)}
         said = {k: v for k, v in said.items() if k in known}
         said |= {k: str(v) for k, v in point.items() if k in known}
-        settings = _config(self.methods[method].Config, said)
+        settings = settings_of(self.methods[method].Config, said)
+        if not prunes(self.methods[method], settings):  # one stage, as long as a reference's
+            return dataclasses.replace(reference, settings=settings, prune=False)
         taught = bool(getattr(settings, "distill", 0))
         retrain = dataclasses.replace(whole, epochs=epochs) if epochs else None
         return dataclasses.replace(
@@ -132,7 +132,7 @@ def space_of(options: Sweep) -> Space:
     methods = {name: catalog.load("students", name, "method") for name in options.method}
     _check_options(options, methods)
     ranges = _ranges(options, methods)
-    gated = [name for name in methods if name not in MODES]
+    gated = [name for name in methods if _gated(name, options, methods)]
     priced = [name for name in gated if "lam" in _names(methods[name])]
     if options.lam and not priced:
         raise BadInput(f"none of {', '.join(methods)} has a price; leave --lam out")
@@ -161,16 +161,26 @@ def space_of(options: Sweep) -> Space:
 
 def _combinations(options: Sweep, methods: Mapping[str, ModuleType]) -> Iterator[Point]:
     for task, backbone, method in itertools.product(options.task, options.backbone, methods):
-        priced = method not in MODES and "lam" in _names(methods[method])
+        gated = _gated(method, options, methods)
         inner: dict[str, Sequence[Any]] = {
-            "lam": options.lam if priced else (),
-            "rule": options.rule if method not in MODES and options.until != "adapt" else (),
+            "lam": options.lam if gated and "lam" in _names(methods[method]) else (),
+            "rule": options.rule if gated and options.until != "adapt" else (),
             "seed": options.seed,
         }
         inner = {name: values for name, values in inner.items() if values}
         for values in itertools.product(*inner.values()):
             same = {"task": task, "backbone": backbone, "method": method}
             yield same | dict(zip(inner, values, strict=True))
+
+
+def _gated(method: str, options: Sweep, methods: Mapping[str, ModuleType]) -> bool:
+    """Whether students of a method can switch something off, as the options have it."""
+    if method in MODES:
+        return False
+    kind = methods[method].Config
+    said = {**_own(options, ""), **_own(options, method)}
+    asked = {k: v for k, v in said.items() if k == "select" and k in _names(methods[method])}
+    return prunes(methods[method], settings_of(kind, asked))
 
 
 def _ranges(options: Sweep, methods: Mapping[str, ModuleType]) -> dict[str, BaseDistribution]:
@@ -203,7 +213,7 @@ def _range(name: str, said: str, owner: type) -> BaseDistribution:
     if not dots:
         choices = said.split(",")
         for choice in choices:
-            _value(owner, name, choice)
+            typed(owner, name, choice)
         if len(set(choices)) < 2:
             raise BadInput(f"search {name}={said}: give two or more choices, such as {name}=A,B")
         return CategoricalDistribution(sorted(choices))
@@ -216,9 +226,9 @@ def _range(name: str, said: str, owner: type) -> BaseDistribution:
     if not bounds[0] < bounds[1]:
         raise BadInput(f"search {name}={said}: the range is empty; give LOW..HIGH")
     log = bounds[0] > 0 and bounds[1] / bounds[0] >= 10
-    if isinstance(_value(owner, name, low), int):
+    if isinstance(typed(owner, name, low), int):
         return IntDistribution(int(bounds[0]), int(bounds[1]), log=log)
-    _value(owner, name, high)
+    typed(owner, name, high)
     return FloatDistribution(*bounds, log=log)
 
 
@@ -253,14 +263,14 @@ def _check_options(options: Sweep, methods: Mapping[str, ModuleType]) -> None:
                     [f.name for f in dataclasses.fields(Images)],
                     shown_by="tailor sweep --help",
                 )
-            _value(Images, name, value)
+            typed(Images, name, value)
             continue
         owners = [m for n, m in methods.items() if name in _names(m) and prefix in ("", n)]
         if not owners:
             known = [n for m in methods.values() for n in _names(m)]
             raise catalog.unknown("option", path, known, shown_by="tailor adapt --help")
         for owner in owners:
-            _value(owner.Config, name, value)
+            typed(owner.Config, name, value)
 
 
 def _own(options: Sweep, prefix: str) -> dict[str, str]:
@@ -273,41 +283,10 @@ def _own(options: Sweep, prefix: str) -> dict[str, str]:
 def _fields(options: Any, changed: Mapping[str, Any]) -> dict[str, Any]:
     """A dataclass's fields, some of them changed."""
     fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
-    typed = {k: v for k, v in changed.items() if k in fields}
+    known = {k: v for k, v in changed.items() if k in fields}
     return fields | {
-        k: _value(options.__class__, k, v) if isinstance(v, str) else v for k, v in typed.items()
+        k: typed(options.__class__, k, v) if isinstance(v, str) else v for k, v in known.items()
     }
-
-
-def _config(kind: type, said: Mapping[str, str]) -> Any:
-    return kind(**{name: _value(kind, name, text) for name, text in said.items()})
-
-
-@functools.cache
-def _value(kind: Any, name: str, text: str) -> Any:
-    """``text`` as the command line would read it for field ``name`` of a dataclass.
-
-    Raises:
-        BadInput: it is no value of that field.
-    """
-    import tyro
-
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    flag = "--" + name.replace("_", "-")
-    words = [flag, text]
-    if isinstance(fields[name].default, bool):
-        if text not in ("true", "false"):
-            raise BadInput(f"{name} is {text!r}; give {name}=true or {name}=false")
-        words = [flag if text == "true" else f"--no-{flag[2:]}"]
-    for other, field in fields.items():
-        if field.default is field.default_factory is dataclasses.MISSING and other != name:
-            words += [f"--{other}", "."]
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            return getattr(tyro.cli(kind, args=words), name)
-        except SystemExit:
-            pass
-    raise BadInput(f"{name}={text}: {text!r} is no value of {name}; `tailor adapt --help` tells")
 
 
 def _rule(text: str) -> tuple[tuple[str, Any], ...]:
@@ -324,7 +303,7 @@ def _rule(text: str) -> tuple[tuple[str, Any], ...]:
                 f"rule {text!r}: give options of `tailor prune` as NAME=VALUE, such as count=11; "
                 f"names are {', '.join(_RULES)}"
             )
-    return tuple((name, _value(Prune, name, value)) for name, value in pairs)
+    return tuple((name, typed(Prune, name, value)) for name, value in pairs)
 
 
 def _names(method: ModuleType) -> list[str]:

@@ -84,8 +84,7 @@ def training_step(
         param.grad = None
     if settings.clip is not None:
         nn.utils.clip_grad_norm_(list(trained_parameters(student)), settings.clip)
-    if settings.weight_decay > 0:
-        decay_to_anchors(student, optimizer, settings)
+    decay_to_anchors(student, optimizer, settings)
     optimizer.step()
     return StepResult(LossTerms.summed(seen), wrong)
 

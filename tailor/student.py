@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tailor.backbone import Backbone
 from tailor.teacher import Teacher
 
-ROLES = ("deltas", "scores", "norms", "adapters", "head", "body")
+ROLES = ("deltas", "scores", "norms", "adapters", "masks", "head", "body")
 
 
 class Output(NamedTuple):

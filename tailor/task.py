@@ -36,6 +36,7 @@ STD: Rgb = (0.229, 0.224, 0.225)
 
 # Names of the form `folder:PATH`: the word before the colon and the module that reads the rest.
 READERS = {
+    "decathlon": "tailor.datasets._decathlon",
     "folder": "tailor.datasets._folder",
     "npz": "tailor.datasets._npz",
     "torchvision": "tailor.datasets._torchvision",
@@ -181,7 +182,7 @@ def open_task(
 
     Args:
         name: a file name in ``tailor/datasets`` (``digits``, ``svhn``, ...), ``folder:PATH``,
-            ``npz:PATH`` or ``torchvision:CLASS``.
+            ``npz:PATH``, ``torchvision:CLASS`` or ``decathlon:DOMAIN``.
         root: where data sets lie; ``$TAILOR_DATA`` by default, and ``./data`` without it.
         val_share: share of every class's training images that becomes the validation split
             where the data set has none, in (0, 1); each class keeps one image in train.
@@ -201,9 +202,7 @@ def open_task(
             f"validation share is {val_share}: give a share between 0 and 1, such as 0.1"
         )
     asked = None if root is None else str(root)
-    if root is None:
-        root = Path(os.environ.get("TAILOR_DATA", "data"))
-    task = replace(_read(name, root.expanduser(), download=download), spec=name, root=asked)
+    task = replace(_read(name, data_root(root), download=download), spec=name, root=asked)
     _check(task)
     if limit is not None:
         task = _limited(task, limit, seed)
@@ -218,6 +217,11 @@ def open_task(
         )
     carved = {"train": train.subset(kept), "val": train.subset(taken)}
     return replace(task, splits={**task.splits, **carved})
+
+
+def data_root(root: str | Path | None) -> Path:
+    """The folder of the data sets: ``root``, or else $TAILOR_DATA, or else ``./data``."""
+    return Path(root or os.environ.get("TAILOR_DATA", "data")).expanduser()
 
 
 def _read(name: str, root: Path, *, download: bool) -> Task:

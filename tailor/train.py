@@ -1,10 +1,11 @@
 """Training: one visible loop for teacher, student and retraining.
 
-``fit`` runs epochs of ``training_step``, evaluates on the validation split, logs, and checkpoints.
-All randomness of a step is a function of (seed, step), so a run that was killed continues from its
-last checkpoint to the same weights, bit for bit on a CPU. What a method needs differs in its loss
-and its student, not here. Left out: what a run directory is (``run.py``), which batches
-(``data.py``).
+``steps`` runs epochs of ``training_step``, evaluates on the validation split, logs, and
+checkpoints; it pauses after every step, so that several trainings can take turns (``turns.py``),
+and ``fit`` goes through it without a pause. All randomness of a step is a function of (seed, step),
+so a run that was killed or paused continues to the same weights, bit for bit on a CPU. What a
+method needs differs in its loss and its student, not here. Left out: what a run directory is
+(``run.py``), which batches (``data.py``).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tailor.board import Board, Meter, epoch_record
+from tailor.board import Board, Meter, Watch, epoch_record
 from tailor.checkpoint import Best, restore, snapshot, sound
 from tailor.data import Batches
 from tailor.distributed import Group, averaging, synced_batch_norm
@@ -31,6 +32,7 @@ from tailor.run import Run, write_tensors
 from tailor.settings import Settings
 from tailor.step import training_step
 from tailor.student import Student
+from tailor.turns import InSteps, alone
 
 
 @dataclass
@@ -64,7 +66,7 @@ def evaluate(student: Student, batches: Batches, *, bf16: bool = False) -> float
     return metric.value()
 
 
-def fit(
+def steps(
     student: Student,
     train: Batches,
     val: Batches | None,
@@ -73,8 +75,8 @@ def fit(
     run: Run | None = None,
     stage: str = "adapt",
     progress: Progress | None = None,
-) -> Fitted:
-    """Train ``student`` in place.
+) -> InSteps[Fitted]:
+    """Train ``student`` in place, with a pause after every optimiser step; ``fit`` has none.
 
     Args:
         student: moved to ``train.device``.
@@ -83,6 +85,9 @@ def fit(
         run: where to log, checkpoint and resume; nothing is written without one.
         stage: the word for it in the log: ``teacher``, ``adapt`` or ``retrain``.
         progress: who is told about it.
+
+    Returns:
+        The kept weights' metric, epoch and the time that they took, pauses left out.
 
     Raises:
         Diverged: infinite or not-a-number loss; names step, learning rate and checkpoint.
@@ -117,11 +122,7 @@ def fit(
     forward: Callable[[Tensor], Any] = student
     if group.world > 1:
         forward = averaging(module)
-    board = Board(run, step)
-    started = saved_at = time.monotonic()
-
-    def elapsed() -> float:
-        return before + time.monotonic() - started
+    board, watch, saved_at = Board(run, step), Watch(), time.monotonic()
 
     def save() -> None:
         nonlocal saved_at
@@ -129,7 +130,7 @@ def fit(
             about = {
                 "step": step,
                 "steps": train.steps,
-                "seconds": elapsed(),
+                "seconds": before + watch.seconds(),
                 "best": best.val,
                 "best_epoch": best.epoch,
                 "sums": meter.sums.tolist(),
@@ -168,8 +169,8 @@ def fit(
         progress.begin(settings.epochs * train.steps, step)
         shown = step
         for epoch in range(step // train.steps, settings.epochs):
-            board.lap()  # validation is no training time
-            epoch_began, timed_from = time.monotonic(), step
+            watch.lap()  # validation is no training time
+            epoch_began, timed_from = watch.seconds(), step
             student.train()
             for batch in train.epoch(epoch, start_step=step - epoch * train.steps):
                 share = rate_at(settings, step / train.steps)
@@ -196,7 +197,7 @@ def fit(
                     progress.advance(step - shown, seen)
                     shown = step
                 if step % settings.log_every == 0:
-                    speed = train.batch * (step - timed_from) / max(board.lap(), 1e-9)
+                    speed = train.batch * (step - timed_from) / max(watch.lap(), 1e-9)
                     timed_from = step
                     line = {"kind": "train", "epoch": epoch + 1, **seen, "lr": settings.lr * share}
                     log(line | {"images_per_second": speed})
@@ -206,6 +207,8 @@ def fit(
                     and sound(student, optimizer)
                 ):
                     save()
+                with watch.stopped():
+                    yield
             seen = finite_loss()
             if not sound(student, optimizer):
                 raise diverged("weights")
@@ -216,7 +219,7 @@ def fit(
                 if settings.select == "best" and best.beaten_by(metric):
                     best = Best(metric, epoch + 1)
             record = epoch_record(student, seen, metric, settings.lr * share)
-            seconds = time.monotonic() - epoch_began
+            seconds = watch.seconds() - epoch_began
             log({"kind": "epoch", "epoch": epoch + 1, "seconds": seconds} | record)
             if group.rank == 0:
                 board.epoch(record, step)
@@ -227,9 +230,12 @@ def fit(
             progress.epoch(epoch + 1, settings.epochs, record)
     if settings.select == "best" and val is not None:
         best.restore(student, run)
-        return Fitted(best.val, best.epoch, elapsed())
+        return Fitted(best.val, best.epoch, before + watch.seconds())
     last = None if val is None else evaluate(student, val, bf16=settings.bf16)
-    return Fitted(last, settings.epochs, elapsed())
+    return Fitted(last, settings.epochs, before + watch.seconds())
+
+
+fit = alone(steps)
 
 
 @contextlib.contextmanager

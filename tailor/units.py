@@ -8,7 +8,6 @@ who trains them (``ledger.py``, ``sweep.py``).
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -16,13 +15,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast, get_args
 
 from tailor import shrink, workflow
 from tailor.options import Adapt, Data, Mode, Net, Prune, Retrain, Teach
 from tailor.run import PLACE, InUse
 from tailor.session import Reporter
-from tailor.settings import Settings
+from tailor.settings import Settings, as_config, lam_of
 
 MODES = get_args(Mode)  # methods that `tailor teach` trains
 
@@ -45,8 +45,7 @@ class Unit:
     @property
     def lam(self) -> float | None:
         """The price that the unit is adapted at."""
-        found: float | None = getattr(self.settings, "lam", None)
-        return found
+        return None if self.settings is None else lam_of(as_config(self.settings))
 
     def key(self) -> str:
         """Hash of everything that the final result depends on, data set's content apart."""
@@ -118,6 +117,11 @@ def run(unit: Unit, out: Path, *, tell: Reporter, command: str) -> dict[str, Any
     return result
 
 
+def prunes(method: ModuleType, settings: Any) -> bool:
+    """Whether a student of ``method`` with these settings can switch something off."""
+    return hasattr(method, "rebuild") and bool(getattr(settings, "select", True))
+
+
 def _alone(verb: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Wait while another worker writes to the same directory: what it finishes is then found.
 
@@ -142,7 +146,7 @@ def said(options: Any) -> Any:
     """A dataclass without what only says where it runs."""
     if options is None:
         return None
-    return {k: v for k, v in dataclasses.asdict(options).items() if k not in PLACE}
+    return {k: v for k, v in as_config(options).items() if k not in PLACE}
 
 
 def _hash(value: Any) -> str:

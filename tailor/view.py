@@ -7,7 +7,7 @@ flips and colour changes of whole batches are `tailor.augment`, the batches `tai
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from PIL import Image
 from tailor.errors import BadInput
 from tailor.task import MEAN, STD
 
-Crop = Literal["none", "pad", "random", "rrc"]
+Crop = Literal["none", "pad", "reflect", "random", "rrc"]
 MARGIN = 0.875  # a random crop covers this share of the stored side, as is usual for ImageNet
 
 
@@ -27,10 +27,13 @@ class View:
     px: int  # side of the network's input
     resize: int | None = None  # short side after decoding; None: fits the crop; 0: not scaled
     squash: bool = False  # scale both sides to `resize`, ignoring the aspect
-    crop: Crop = "none"  # "pad": border of `pad`, then a window; "rrc": random resized crop
-    pad: int = 4  # pixels, for crop "pad"
+    # "pad", "reflect": black or mirrored border of `pad`, then a window; "rrc": random resized crop
+    crop: Crop = "none"
+    pad: int = 4  # pixels, for crops "pad" and "reflect"
     flip: bool = False  # mirror half of the training images
     color: float = 0.0  # brightness, contrast, saturation change by up to this share
+    contrast: float | None = None  # a share of its own; None: that of `color`
+    saturation: float | None = None
     mean: tuple[float, ...] = MEAN  # per channel, in 0..1
     std: tuple[float, ...] = STD
     channels: int = 3  # 1: luminance; more than 3: red, green, blue, red, ... as timm repeats them
@@ -46,12 +49,18 @@ class View:
             )
         if self.squash and self.resize == 0:
             raise BadInput("squash scales images, but resize 0 forbids it: leave one of them out")
-        if self.crop not in ("none", "pad", "random", "rrc"):
-            raise BadInput(f"crop is {self.crop!r}: use none, pad, random or rrc")
+        if self.crop not in get_args(Crop):
+            raise BadInput(f"crop is {self.crop!r}: use none, pad, reflect, random or rrc")
         if self.pad < 0:
             raise BadInput(f"pad is {self.pad} px: give 0 or more")
-        if not 0 <= self.color <= 1:
-            raise BadInput(f"color is {self.color}: give a share between 0 and 1")
+        if self.crop == "reflect" and self.pad >= self.side:
+            raise BadInput(
+                f"an image of {self.side} px has no {self.pad} px to mirror into a border: "
+                f"give --pad {self.side - 1} or less"
+            )
+        for name, share in zip(("color", "contrast", "saturation"), self.shares, strict=True):
+            if not 0 <= share <= 1:
+                raise BadInput(f"{name} is {share}: give a share between 0 and 1")
         if self.channels < 1:
             raise BadInput(f"channels is {self.channels}: give 1 (grey) or 3 (colour)")
         if not self.mean or not self.std or min(self.std) <= 0:
@@ -67,7 +76,14 @@ class View:
     @property
     def varies(self) -> bool:
         """Whether training sees the same image in different ways."""
-        return self.crop != "none" or self.flip or self.color > 0
+        return self.crop != "none" or self.flip or max(self.shares) > 0
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """By what share brightness, contrast and saturation change at most."""
+        given = (self.contrast, self.saturation)
+        contrast, saturation = (self.color if share is None else share for share in given)
+        return self.color, contrast, saturation
 
     @property
     def planes(self) -> int:

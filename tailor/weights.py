@@ -87,6 +87,11 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def head_names(classifier: str) -> list[str]:
+    """Modules that a file may keep its head under: timm's name or names for it first."""
+    return list(dict.fromkeys([*classifier.strip("()'").split("', '"), "fc", "linear"]))
+
+
 def load_weights(model: nn.Module, path: Path, classifier: str = "fc") -> None:
     """Fill ``model`` from a file; all or nothing, and every tensor must find its place.
 
@@ -97,7 +102,7 @@ def load_weights(model: nn.Module, path: Path, classifier: str = "fc") -> None:
         BadInput: missing, extra or differently shaped tensors.
     """
     state, own = read_state(path), model.state_dict()
-    head = tuple(f"{c}." for c in {*classifier.strip("()'").split("', '"), "fc", "linear"})
+    head = tuple(f"{name}." for name in head_names(classifier))
     extra = [n for n in state if n not in own and not n.startswith(head)]
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     if missing or extra:

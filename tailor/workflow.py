@@ -35,8 +35,8 @@ from tailor.session import (
 from tailor.settings import Settings
 from tailor.student import Distilled, Gated, Student
 from tailor.task import Task
-from tailor.train import Fitted
-from tailor.train import fit as train_student
+from tailor.train import Fitted, steps
+from tailor.turns import InSteps, alone
 
 
 def teach(options: Teach, *, tell: Reporter = nobody, command: str = "") -> dict[str, Any]:
@@ -77,6 +77,10 @@ def _train_new(
     backbone = backbone_of(net, options.data)
     student = method.build(backbone, len(task.classes), settings, seed=options.train.seed)
     teacher = options.teacher if isinstance(options, Adapt) else None
+    if teacher is not None and isinstance(student, Distilled) and not student.wants_teacher():
+        raise BadInput(
+            f"method {name!r} with these settings learns from no teacher; leave --teacher out"
+        )
     attach_teacher(student, teacher, task.classes, options.data)
     return fit(
         student,
@@ -91,7 +95,7 @@ def _train_new(
     )
 
 
-def fit(
+def fitting(
     student: Student,
     task: Task,
     *,
@@ -102,8 +106,10 @@ def fit(
     teacher: Path | None = None,
     tell: Reporter | None = None,
     command: str = "",
-) -> dict[str, Any]:
+) -> InSteps[dict[str, Any]]:
     """Train any student on a task, in a run directory that every verb understands.
+
+    It pauses after every step; ``fit`` does not.
 
     Args:
         student: from a method's ``build``; trained in place.
@@ -139,9 +145,12 @@ def fit(
     with open_directory(out, verb, config, command) as run:
         if run.result is not None:  # another process was faster while this one read images
             return run.result
-        fitted = train_student(student, *splits, train, run=run, stage=stage, progress=progress)
+        fitted = yield from steps(student, *splits, train, run=run, stage=stage, progress=progress)
         facts = {"task": task.name, "metric": task.metric, "config": config, "kept": None}
         return finish(run, student, task, fitted, facts, stage, train)
+
+
+fit = alone(fitting)
 
 
 def import_checkpoint(

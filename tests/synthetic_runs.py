@@ -294,7 +294,7 @@ def _kept(blocks: list[dict[str, Any]], gates: dict[str, float], remove: int) ->
 def _accuracy(method: str, lam: float | None) -> float:
     if lam is not None:
         return {0.1: 0.97, 0.3: 0.962, 1.0: 0.931}.get(lam, 0.95)
-    return {"finetune": 0.972, "scratch": 0.91, "probe": 0.82}[method]
+    return {"finetune": 0.972, "scratch": 0.91, "probe": 0.82}.get(method, 0.95)
 
 
 def _final_score(index: int, share: float, lam: float, seed: int) -> float:

@@ -28,6 +28,16 @@ def test_crop_without_a_border_equals_hand_indexed_windows():
     assert torch.equal(out[1], batch[1, :, 2:7, 1:6])
 
 
+def test_mirrored_border_equals_hand_indexed_windows_of_numpys():
+    batch = images(3, side=5)
+    padded = np.pad(batch.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4)), mode="reflect")
+    corner = torch.tensor([[0, 0], [3, 7], [8, 8]])
+    expected = np.stack(
+        [padded[i, :, y : y + 5, x : x + 5] for i, (y, x) in enumerate(corner.tolist())]
+    )
+    assert np.array_equal(augment.pad_crop(batch, corner, 5, 4, mirrored=True).numpy(), expected)
+
+
 def test_mirror_flips_only_what_the_mask_says():
     batch = images(2)
     out = augment.mirror(batch, torch.tensor([True, False]))

@@ -19,6 +19,7 @@ VIEWS = [
     View(px=12, crop="pad", pad=3, flip=True),
     View(px=12, crop="random", flip=True),
     View(px=12, crop="pad", flip=True, color=0.4, channels=1),
+    View(px=12, crop="reflect", pad=3, color=0.5, contrast=0.2, saturation=0.2),
     RICH,
 ]
 
@@ -70,6 +71,40 @@ def test_epochs_have_different_orders():
     first, second = (torch.cat([b.indices for b in batches.epoch(e)]).tolist() for e in (0, 1))
     assert sorted(first) == sorted(second) == list(range(24))
     assert first != second
+
+
+def first_of(view: View, split: Split) -> Batch:
+    return next(train(split, view, batch=len(split)).epoch(0))
+
+
+def test_mirrored_border_shows_windows_of_the_mirrored_image():
+    split = split_of(6, side=12)
+    view = View(px=12, crop="reflect", pad=3, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    images, _, indices = first_of(view, split)
+    tops = set()
+    for image, i in zip(images.round().to(torch.uint8).numpy(), indices.tolist(), strict=True):
+        pixels = split.source.pixels[i].transpose(2, 0, 1)
+        padded = np.pad(pixels, ((0, 0), (3, 3), (3, 3)), mode="reflect")
+        places = [
+            (y, x)
+            for y in range(7)
+            for x in range(7)
+            if np.array_equal(padded[:, y : y + 12, x : x + 12], image)
+        ]
+        assert len(places) == 1
+        tops.add(places[0][0])
+    assert len(tops) > 1
+
+
+def test_shares_of_brightness_contrast_and_saturation_are_separate():
+    grey = Split(Pixels(np.full((64, 12, 12, 3), 100, np.uint8), "grey"), [0, 1] * 32)
+    shown = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
+    # Contrast and saturation leave a grey plane as it is, brightness scales it.
+    images = first_of(View(px=12, contrast=0.5, saturation=0.5, **shown), grey).images
+    torch.testing.assert_close(images, torch.full_like(images, 100))
+    images = first_of(View(px=12, color=0.5, contrast=0, saturation=0, **shown), grey).images
+    assert 50 <= images.min() < 60
+    assert 140 < images.max() <= 150.0001
 
 
 def test_labels_belong_to_their_images():

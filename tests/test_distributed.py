@@ -134,7 +134,7 @@ def test_torchrun_trains_as_one_process_does(tmp_path):
     # Four steps of a rate that is too small for rounding to grow.
     said = (
         "teach --task digits --mode finetune --backbone small_resnet --weights random --px 16 "
-        "--device cpu --batch 512 --epochs 2 --lr 1e-4 --select last"
+        "--device cpu --batch 512 --epochs 2 --lr 1e-4 --keep last"
     )
     argv = said.split()
     run = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]

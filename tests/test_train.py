@@ -494,7 +494,7 @@ def test_a_command_killed_again_and_again_ends_with_the_same_bytes(tmp_path):
     said = (
         "adapt --task digits --method taps --backbone small_resnet --weights random --px 16 "
         "--device cpu --batch 128 --epochs 3 --lam 1 --price-warmup 1 --lr 0.05 --log-every 2 "
-        "--optimizer adamw --select best --json"
+        "--optimizer adamw --keep best --json"
     )
     whole, parts, kills = tmp_path / "whole", tmp_path / "parts", 0
     undisturbed = processes.start(

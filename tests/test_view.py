@@ -67,6 +67,13 @@ def test_very_long_image_takes_little_memory():
     assert View(px=64).store(Image.new("RGB", (5000, 1)), "x").shape == (3, 64, 64)
 
 
+def test_contrast_and_saturation_change_as_much_as_colour_unless_said():
+    assert View(px=8, color=0.4).shares == (0.4, 0.4, 0.4)
+    assert View(px=8, color=0.5, contrast=0.2, saturation=0).shares == (0.5, 0.2, 0)
+    assert not View(px=8).varies
+    assert View(px=8, contrast=0.1).varies
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -75,6 +82,9 @@ def test_very_long_image_takes_little_memory():
         ({"px": 64, "crop": "middle"}, "crop is 'middle'"),
         ({"px": 64, "pad": -1}, "pad is -1"),
         ({"px": 64, "color": 1.5}, "color is 1.5"),
+        ({"px": 64, "color": 0.5, "contrast": -0.5}, "contrast is -0.5"),
+        ({"px": 64, "saturation": 2}, "saturation is 2"),
+        ({"px": 8, "crop": "reflect", "pad": 8}, "give --pad 7 or less"),
         ({"px": 64, "channels": 0}, "channels is 0"),
         ({"px": 64, "std": (0.0, 1.0, 1.0)}, "std"),
         ({"px": 64, "squash": True, "resize": 0}, "squash"),

@@ -19,11 +19,27 @@ from tailor.errors import BadInput
 MARK = "sample.json"
 
 
-def mark(root: Path, checked: Iterable[Path] = ()) -> None:
-    """Declare ``root`` a sample; ``checked`` are the files whose sums torchvision compares."""
+def mark(root: Path, checked: Iterable[Path] = (), **more: Any) -> None:
+    """Declare ``root`` a sample.
+
+    Args:
+        root: its folder.
+        checked: the files whose sums torchvision compares.
+        more: what else the reader of the set must know of the sample, as JSON.
+    """
     sums = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in checked}
     note = "Drawn images in the format of a public data set; see the demo that made them."
-    (root / MARK).write_text(json.dumps({"note": note, "md5": sums}, indent=1), encoding="utf-8")
+    text = json.dumps({"note": note, "md5": sums} | more, indent=1)
+    (root / MARK).write_text(text, encoding="utf-8")
+
+
+def read_mark(root: Path) -> dict[str, Any]:
+    """What ``mark`` wrote.
+
+    Raises:
+        OSError, ValueError, TypeError: the mark is broken; the caller knows what it needed there.
+    """
+    return dict(json.loads((root / MARK).read_text(encoding="utf-8")))
 
 
 def is_sample(root: Path) -> bool:
@@ -47,7 +63,7 @@ def own_sums(make: Any, root: Path) -> Iterator[None]:
         yield
         return
     try:
-        sums = dict(json.loads((root / MARK).read_text(encoding="utf-8"))["md5"])
+        sums = dict(read_mark(root)["md5"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
             f"{root / MARK} holds no sums of a sample ({error}): draw the sample anew"

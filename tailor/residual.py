@@ -1,0 +1,356 @@
+"""Residual adapters: a small matrix beside a frozen layer (parallel) or behind it (series).
+
+    parallel    y = conv(x; w) + W x          W reads the pixel under the centre of the kernel
+    series      y = a + W · norm(a)           a = conv(x; w)
+
+Both are linear in what they adapt, hence fold into the layer. Training uses that: the parallel form
+adds W to the centre of the kernel, so that a step computes one convolution, and of its weight
+gradient only the centre; the series form joins norm and map into one product. A grouped layer has a
+grouped map (a scale per channel where it is depthwise), so that the folded layer keeps its groups;
+for a linear layer the parallel map is a delta.
+
+Source: Rebuffi, Bilen, Vedaldi: Learning multiple visual domains with residual adapters, NIPS 2017
+(series); Efficient parametrization of multi-domain deep neural networks, CVPR 2018 (parallel).
+Left out: which layers get one (``sites.py``), and gates (``adapted.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, cast
+
+import torch
+from timm.layers import Conv2dSame  # type: ignore[attr-defined]
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tailor.distributed import Group
+from tailor.errors import BadInput
+from tailor.folded import CentredConvolution, centred, framed, under_centre
+from tailor.normed import mapped, normed
+
+Init = Literal["identity", "he"]
+Layer = nn.Conv2d | nn.Linear
+KINDS = (nn.Conv2d, Conv2dSame, nn.Linear)  # of layers that adapters know; no subclass of them
+
+
+class SeriesAdapter(nn.Module):
+    """y = a + W · norm(a) as part of a network of its own, such as a source network.
+
+    Args:
+        channels: of the (B, C, H, W) input and output.
+        eps, momentum: of the norm.
+        init: ``he`` draws W from N(0, sqrt(2 / C)) as published, ``identity`` starts with 0.
+        bias: whether W has one, which starts at 0; published ones have none.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        init: Init = "he",
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, eps=eps, momentum=momentum)
+        self.conv = nn.Conv2d(channels, channels, 1, bias=bias)
+        _draw(self.conv.weight, init)
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, a: Tensor) -> Tensor:
+        """Same shape out as in."""
+        return a + cast(Tensor, self.conv(self.norm(a)))
+
+
+class Map(nn.Module):
+    """A matrix (M, N), whole, as a product of two thin ones, or on a given basis.
+
+    Args:
+        shape: (M, N).
+        conv: hold the whole matrix as a 1x1 kernel (M, N, 1, 1).
+        rank: K of ``up`` (M, K) and ``down`` (K, N); None for a whole matrix.
+        basis: (K, N), frozen and shared with other tasks; only ``up`` is trained then.
+        init: ``identity`` starts with 0, ``he`` with N(0, sqrt(2 / M)).
+        generator: of the random numbers.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        *,
+        conv: bool,
+        rank: int | None = None,
+        basis: Tensor | None = None,
+        init: Init = "identity",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        rows, columns = shape
+        if basis is None and rank is None:
+            self.weight = nn.Parameter(
+                torch.empty(rows, columns, 1, 1) if conv else torch.empty(shape)
+            )
+            _draw(self.weight, init, generator)
+            return
+        rank = len(basis) if basis is not None else cast(int, rank)
+        self.up = nn.Parameter(torch.empty(rows, rank))
+        _draw(self.up, init, generator)
+        if basis is not None:
+            self.register_buffer("down", basis.detach().clone(), persistent=False)
+        else:
+            # Orthonormal rows on average: W has the size that `up` has.
+            down = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
+            self.down = nn.Parameter(down)
+
+    def matrix(self) -> Tensor:
+        """(M, N)."""
+        if hasattr(self, "weight"):
+            return self.weight.flatten(1)
+        return self.up @ self.down
+
+
+def map_shape(layer: Layer, kind: Literal["parallel", "series"]) -> tuple[int, int]:
+    """(M, N) of the adapter of a layer: rows per output, columns per input of one group."""
+    out, groups = layer.weight.shape[0], getattr(layer, "groups", 1)
+    return out, layer.weight.shape[1] if kind == "parallel" else out // groups
+
+
+class Parallel(nn.Module):
+    """The task-specific part of a layer beside it.
+
+    Args:
+        layer: a convolution or linear layer, frozen.
+        dropout: share of the map's input channels that are dropped in training.
+        rank, basis, init, generator: see ``Map``.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        *,
+        dropout: float = 0.0,
+        rank: int | None = None,
+        basis: Tensor | None = None,
+        init: Init = "identity",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.map = Map(
+            map_shape(layer, "parallel"),
+            conv=isinstance(layer, nn.Conv2d),
+            rank=rank,
+            basis=basis,
+            init=init,
+            generator=generator,
+        )
+
+    def opened(self, layer: Layer) -> Tensor:
+        """(M, N): what an open gate switches on."""
+        return self.map.matrix()
+
+    def closed(self, layer: Layer) -> Tensor:
+        """The same, where the layer is universal."""
+        return torch.zeros_like(self.map.matrix(), requires_grad=False)
+
+    def forward(self, x: Tensor, layer: Layer, matrix: Tensor) -> Tensor:
+        """The adapted layer's output for ``x``, (B, C, H, W) or (..., C)."""
+        dropped = self.dropout > 0 and self.training
+        if isinstance(layer, nn.Linear):
+            if dropped:
+                return F.linear(x, layer.weight, layer.bias) + F.linear(
+                    _dropped(x, self.dropout), matrix
+                )
+            return F.linear(x, layer.weight + matrix, layer.bias)
+        x, frame = framed(x, layer)
+        if dropped:
+            beside = under_centre(F.dropout2d(x, self.dropout), frame)
+            kernel = matrix.view(*matrix.shape, 1, 1)
+            return frame.convolve(x, layer.weight, layer.bias) + F.conv2d(
+                beside, kernel, groups=frame.groups
+            )
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        output: Tensor = CentredConvolution.apply(x, matrix, layer.weight, layer.bias, frame)
+        return output
+
+    def joins(self, layer: Layer) -> bool:
+        """Whether the norm behind the layer can be computed with it."""
+        return isinstance(layer, nn.Conv2d)
+
+    def before(self, x: Tensor, layer: Layer, matrix: Tensor) -> Tensor:
+        """What goes to ``after``: the adapted layer's output."""
+        return self.forward(x, layer, matrix)
+
+    def after(self, a: Tensor, matrix: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+        """The norm behind it."""
+        return normed(a, norm, exact=not matrix.any())
+
+    def fold(self, layer: Layer, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the plain layer that computes the same."""
+        if isinstance(layer, nn.Linear):
+            return layer.weight + matrix, layer.bias
+        return centred(layer.weight, matrix), layer.bias
+
+
+class Series(nn.Module):
+    """The task-specific part of a layer behind it.
+
+    Args:
+        layer: a convolution or linear layer, frozen.
+        dropout: share of the map's input channels that are dropped in training.
+        rank, basis, init, generator: see ``Map``.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        *,
+        dropout: float = 0.0,
+        rank: int | None = None,
+        basis: Tensor | None = None,
+        init: Init = "identity",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        conv, channels = isinstance(layer, nn.Conv2d), layer.weight.shape[0]
+        self.norm: nn.BatchNorm1d | nn.BatchNorm2d = (
+            nn.BatchNorm2d(channels) if conv else nn.BatchNorm1d(channels)
+        )
+        shape = map_shape(layer, "series")
+        self.map = Map(shape, conv=conv, rank=rank, basis=basis, init=init, generator=generator)
+
+    def opened(self, layer: Layer) -> Tensor:
+        """(M, N): what an open gate switches on."""
+        return self.map.matrix()
+
+    def closed(self, layer: Layer) -> Tensor:
+        """The same, where the layer is universal."""
+        return torch.zeros_like(self.map.matrix(), requires_grad=False)
+
+    def forward(self, x: Tensor, layer: Layer, matrix: Tensor) -> Tensor:
+        """The adapted layer's output for ``x``, (B, C, H, W) or (..., C)."""
+        a = cast(Tensor, layer(x))
+        if isinstance(layer, nn.Linear):
+            flat = a.reshape(-1, a.shape[-1])
+            normed = _dropped(self.norm(flat).view_as(a), self.dropout if self.training else 0.0)
+            return a + F.linear(normed, matrix)
+        joined = Group.current().world == 1 and not self.dropout and layer.groups == 1
+        joined &= self.training and not torch.compiler.is_compiling()
+        if joined and a.dtype == matrix.dtype:
+            return mapped(a, matrix, cast(nn.BatchNorm2d, self.norm))[0]
+        read = F.dropout2d(self.norm(a), self.dropout, training=self.training)
+        return a + F.conv2d(read, matrix.view(*matrix.shape, 1, 1), groups=layer.groups)
+
+    def joins(self, layer: Layer) -> bool:
+        """Whether the norm behind the layer can be computed with it."""
+        return isinstance(layer, nn.Conv2d) and layer.groups == 1 and not self.dropout
+
+    def before(self, x: Tensor, layer: Layer, matrix: Tensor) -> Tensor:
+        """What goes to ``after``: the layer's output without adapter."""
+        return cast(Tensor, layer(x))
+
+    def after(self, a: Tensor, matrix: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+        """Adapter and norm behind it."""
+        y, made = mapped(a, matrix, cast(nn.BatchNorm2d, self.norm))
+        return normed(y, norm, (a.detach(), *made), exact=not matrix.any())
+
+    def fold(self, layer: Layer, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the plain layer that computes the same with running statistics."""
+        norm = self.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        shift = norm.bias - norm.running_mean * scale
+        groups = getattr(layer, "groups", 1)
+        per_group = scale.view(groups, 1, -1)  # (G, 1, N)
+        maps = matrix.view(groups, -1, matrix.shape[1]) * per_group  # (G, M / G, N)
+        flat = layer.weight.reshape(groups, matrix.shape[1], -1)
+        weight = (flat + maps @ flat).view_as(layer.weight)
+        bias = (matrix.view(groups, -1, matrix.shape[1]) @ shift.view(groups, -1, 1)).flatten()
+        if layer.bias is not None:
+            own = layer.bias.view(groups, -1, 1)
+            bias = bias + (own + maps @ own).flatten()
+        return weight, bias
+
+
+class Own(nn.Module):
+    """The task's own copy of the 1x1 map of a ``SeriesAdapter`` in the source network.
+
+    Args:
+        layer: that map; ``init`` is ``identity`` for a copy, ``he`` for new numbers as published.
+        generator: of the random numbers.
+    """
+
+    def __init__(
+        self, layer: nn.Conv2d, *, init: Init = "identity", generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(layer.weight.detach().clone())
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
+        if init == "he":
+            _draw(self.weight, init, generator)
+            if self.bias is not None:
+                nn.init.zeros_(self.bias)
+
+    def opened(self, layer: nn.Conv2d) -> Tensor:
+        """What an open gate switches on: (C, C, 1, 1), or (C, C + 1) with the bias behind."""
+        return _with_bias(self.weight, self.bias)
+
+    def closed(self, layer: nn.Conv2d) -> Tensor:
+        """The source's."""
+        return _with_bias(layer.weight, layer.bias)
+
+    def forward(self, x: Tensor, layer: nn.Conv2d, value: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        return F.conv2d(x, *self.fold(layer, value))
+
+    def fold(self, layer: nn.Conv2d, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The map itself, and its bias."""
+        if layer.bias is None:
+            return value, None
+        return value[:, :-1].reshape(layer.weight.shape), value[:, -1]
+
+
+def _with_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One tensor, because one gate selects both."""
+    return weight if bias is None else torch.cat((weight.flatten(1), bias[:, None]), dim=1)
+
+
+def _dropped(x: Tensor, share: float) -> Tensor:
+    """Drop whole channels of (B, ..., C) tokens, each image its own."""
+    if share == 0:
+        return x
+    if x.ndim < 3:
+        return F.dropout(x, share)
+    shape = (x.shape[0], *[1] * (x.ndim - 2), x.shape[-1])
+    return x * F.dropout(x.new_ones(shape), share)
+
+
+def _draw(weight: Tensor, init: Init, generator: torch.Generator | None = None) -> None:
+    """0, or N(0, sqrt(2 / outputs)) as the published program draws its 1x1 kernels."""
+    with torch.no_grad():
+        if init == "identity":
+            weight.zero_()
+        else:
+            weight.normal_(0, math.sqrt(2 / len(weight)), generator=generator)
+
+
+def check_kind(name: str, layer: nn.Module, backbone: str) -> None:
+    """Refuse a layer that no adapter folds into.
+
+    Raises:
+        BadInput: names the layer, its kind, and what can be done.
+    """
+    plain = getattr(layer, "padding_mode", "zeros") == "zeros"
+    if type(layer) in KINDS and plain:
+        return
+    what = type(layer).__name__ + ("" if plain else f" with {layer.padding_mode} padding")
+    raise BadInput(
+        f"layer {name!r} of {backbone} is a {what}, and adapters know plain Conv2d and Linear "
+        f"layers; leave it out with --skip {name!r}, or take another backbone"
+    )
