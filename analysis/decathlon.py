@@ -9,6 +9,7 @@ How it is drawn is in ``decathlon_plot.py``.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from analysis.rows import Run, rows
 from analysis.statistic import mean, spread
 from analysis.table import number, plus_minus
 from tailor import decathlon
+from tailor.adapted import Selection
 from tailor.cost import Params, multiple_for
 from tailor.decathlon import DOMAINS, PUBLISHED
 from tailor.errors import BadInput
@@ -328,9 +330,12 @@ def _named(runs: Sequence[Run]) -> list[tuple[str, str, Run]]:
 
 
 def _own(run: Run) -> Mapping[str, Any]:
-    """The method's settings but λ, which has a word of its own."""
-    settings = (run.result.get("config") or {}).get("settings") or {}
-    return {name: value for name, value in settings.items() if name != "lam"}
+    """The method's settings that acted, but λ, which has a word of its own."""
+    settings = dict((run.result.get("config") or {}).get("settings") or {})
+    unused = {"lam"}
+    if settings.get("select") is False:
+        unused |= {f.name for f in dataclasses.fields(Selection)} - {"select"}
+    return {name: value for name, value in settings.items() if name not in unused}
 
 
 def _words(own: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -51,20 +51,25 @@ class Variant:
     train: Mapping[str, Any] = field(default_factory=dict)  # where it trains unlike the others
 
 
+# Adapters that start at 0 beside frozen weights need longer steps than weights that are tuned.
+_FAST = {"lr": 0.1}
 VARIANTS = {
     "scratch": Variant(method="scratch"),
     "probe": Variant(method="probe"),
     "bn_adapt": Variant(method="bn_adapt"),
     "finetune": Variant(method="finetune"),
     "lwf": Variant(method="lwf"),
-    "series": Variant(method="residual_adapters", option=("adapters=series",)),
-    "parallel": Variant(method="residual_adapters"),
-    "lora": Variant(method="lora"),
+    "series": Variant(method="residual_adapters", option=("adapters=series",), train=_FAST),
+    "parallel": Variant(method="residual_adapters", train=_FAST),
+    "lora": Variant(method="lora", train=_FAST),
     "piggyback": Variant(method="piggyback"),
     "taps": Variant(method="taps", option=("price_warmup=1",), lam=1.0),
     "nettailor": Variant(method="nettailor", lam=0.3, rule=("count=3",)),
     "selected": Variant(
-        method="residual_adapters", option=("select=true", "price_warmup=1"), lam=10.0
+        method="residual_adapters",
+        option=("select=true", "price_warmup=1"),
+        lam=2.0,
+        train=_FAST,
     ),
 }
 

@@ -123,22 +123,32 @@ def source() -> Net:
     return Net(backbone=SOURCE.net.backbone, weights=str(out))
 
 
-def grid(study: str, *, task: tuple[str, ...], **varied: Any) -> Sweep:
+def grid(
+    study: str,
+    *,
+    task: tuple[str, ...],
+    method: tuple[str, ...] = ("taps",),
+    option: tuple[str, ...] = (),
+    lr: float = RECIPE.lr,
+    **varied: Any,
+) -> Sweep:
     """A sweep of ``TASKS`` on ``source()``: 4 epochs to select, 4 to retrain, two processes.
 
     All sweeps of the notebooks lie in one folder, so that a trial of one is no work for another.
     """
     net = source()
+    early = ("taps.price_warmup=1",) if "taps" in method else ()
     return Sweep(
         out=folder() / "sweep",
         study=study,
         task=tuple(_spec(name) for name in task),
         backbone=(net.backbone,),
         weights=net.weights,
-        option=("taps.price_warmup=1",),
+        method=method,
+        option=(*early, *option),
         retrain_epochs=RECIPE.epochs,
         images=IMAGES,
-        train=dataclasses.replace(RECIPE, select="last", schedule="constant"),
+        train=dataclasses.replace(RECIPE, lr=lr, select="last", schedule="constant"),
         processes=amount(2, 1),
         **varied,
     )

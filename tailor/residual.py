@@ -257,6 +257,7 @@ class Series(nn.Module):
     def after(self, a: Tensor, matrix: Tensor, norm: nn.BatchNorm2d) -> Tensor:
         """Adapter and norm behind it."""
         y, made = mapped(a, matrix, cast(nn.BatchNorm2d, self.norm))
+        # Without adapter, as at the start, it is the network's own norm to the bit.
         return normed(y, norm, (a.detach(), *made), exact=not matrix.any())
 
     def fold(self, layer: Layer, matrix: Tensor) -> tuple[Tensor, Tensor | None]:

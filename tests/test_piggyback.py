@@ -77,6 +77,7 @@ def test_a_masked_layer_is_the_layer_with_some_weights_at_zero(kind):
     adapter = Mask(layer, margin=5e-3)
     with torch.no_grad():
         adapter.mask.copy_(noise(*adapter.mask.shape, seed=1))
+        adapter.mask.view(-1)[:2] = 0.0  # at the threshold is on
     x = noise(3, 5, 4) if kind == "linear" else noise(2, 4, 9, 11)
     plain = copy.deepcopy(layer)
     plain.weight.mul_(adapter.mask.detach() >= 0)
