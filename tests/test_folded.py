@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from students.residual_adapters import Config, build
-from tailor import adapted
+from tailor import place
 from tailor.backbone import Backbone
 from tailor.folded import CentredConvolution, framed
 from tailor.normed import Normed, joinable, mapped, moments, normed
@@ -198,7 +198,7 @@ def test_a_student_computes_the_same_in_one_piece_and_in_many(kind, options, dty
     monkeypatch.setattr(Normed, "apply", lambda *given: calls.append(1) or real(*given))
     mine = pass_through(joined, images)
     assert len(calls) == len(joined.adapted)
-    monkeypatch.setattr(adapted, "joinable", lambda *_: False)
+    monkeypatch.setattr(place, "joinable", lambda *_: False)
     expected = pass_through(apart, images)
     assert len(calls) == len(joined.adapted)
     limit = {torch.float64: 1e-9, torch.float32: 1e-3}[dtype]  # grows over the layers
