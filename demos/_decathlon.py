@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from analysis import decathlon
@@ -117,6 +118,7 @@ def run(study: Study, command: str) -> dict[str, list[Path]]:
     Returns:
         The last run directory of every student, by variant; of those that failed there is none.
     """
+    torch.set_num_threads(1)  # as the workers: the same bits on a machine with more cores
     if study.source is not None:
         workflow.teach(study.source, tell=progress.for_terminal, command=command)
     context = multiprocessing.get_context("spawn")
@@ -192,7 +194,7 @@ def _sweep(study: Study, name: str, variant: Variant) -> Sweep:
         retrain_epochs=study.retrain_epochs,
         images=study.images,
         train=dataclasses.replace(study.train, **variant.train),
-        threads=max(1, (os.cpu_count() or 1) // study.processes),
+        threads=1,  # small networks gain more from another process, and nothing waits for a core
     )
     # A study in the ledger has one set of options for good; runs are found under any of its names.
     said = json.dumps(dataclasses.asdict(options), sort_keys=True, default=str)

@@ -118,14 +118,16 @@ def map_shape(layer: Layer, kind: Literal["parallel", "series"]) -> tuple[int, i
     return out, layer.weight.shape[1] if kind == "parallel" else out // groups
 
 
-class Parallel(nn.Module):
-    """The task-specific part of a layer beside it.
+class _Mapped(nn.Module):
+    """An adapter with a ``Map`` of a layer.
 
     Args:
         layer: a convolution or linear layer, frozen.
         dropout: share of the map's input channels that are dropped in training.
         rank, basis, init, generator: see ``Map``.
     """
+
+    kind: Literal["parallel", "series"]
 
     def __init__(
         self,
@@ -139,8 +141,11 @@ class Parallel(nn.Module):
     ) -> None:
         super().__init__()
         self.dropout = dropout
+        if self.kind == "series":  # first, as it runs: the published rule of decay reads the order
+            norm = nn.BatchNorm2d if isinstance(layer, nn.Conv2d) else nn.BatchNorm1d
+            self.norm: nn.BatchNorm1d | nn.BatchNorm2d = norm(layer.weight.shape[0])
         self.map = Map(
-            map_shape(layer, "parallel"),
+            map_shape(layer, self.kind),
             conv=isinstance(layer, nn.Conv2d),
             rank=rank,
             basis=basis,
@@ -155,6 +160,12 @@ class Parallel(nn.Module):
     def closed(self, layer: Layer) -> Tensor:
         """The same, where the layer is universal."""
         return torch.zeros_like(self.map.matrix(), requires_grad=False)
+
+
+class Parallel(_Mapped):
+    """The task-specific part of a layer beside it; arguments as above."""
+
+    kind = "parallel"
 
     def forward(self, x: Tensor, layer: Layer, matrix: Tensor) -> Tensor:
         """The adapted layer's output for ``x``, (B, C, H, W) or (..., C)."""
@@ -196,41 +207,10 @@ class Parallel(nn.Module):
         return centred(layer.weight, matrix), layer.bias
 
 
-class Series(nn.Module):
-    """The task-specific part of a layer behind it.
+class Series(_Mapped):
+    """The task-specific part of a layer behind it; arguments as above."""
 
-    Args:
-        layer: a convolution or linear layer, frozen.
-        dropout: share of the map's input channels that are dropped in training.
-        rank, basis, init, generator: see ``Map``.
-    """
-
-    def __init__(
-        self,
-        layer: Layer,
-        *,
-        dropout: float = 0.0,
-        rank: int | None = None,
-        basis: Tensor | None = None,
-        init: Init = "identity",
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__()
-        self.dropout = dropout
-        conv, channels = isinstance(layer, nn.Conv2d), layer.weight.shape[0]
-        self.norm: nn.BatchNorm1d | nn.BatchNorm2d = (
-            nn.BatchNorm2d(channels) if conv else nn.BatchNorm1d(channels)
-        )
-        shape = map_shape(layer, "series")
-        self.map = Map(shape, conv=conv, rank=rank, basis=basis, init=init, generator=generator)
-
-    def opened(self, layer: Layer) -> Tensor:
-        """(M, N): what an open gate switches on."""
-        return self.map.matrix()
-
-    def closed(self, layer: Layer) -> Tensor:
-        """The same, where the layer is universal."""
-        return torch.zeros_like(self.map.matrix(), requires_grad=False)
+    kind = "series"
 
     def forward(self, x: Tensor, layer: Layer, matrix: Tensor) -> Tensor:
         """The adapted layer's output for ``x``, (B, C, H, W) or (..., C)."""
