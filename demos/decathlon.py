@@ -85,15 +85,16 @@ class Options:
     px: int | None = None
     """With --mini: side of the input; 48 by default."""
     limit: int | None = None
-    """At most so many training images of a domain; with --mini 1500 by default, 0 for all."""
+    """At most so many training images of a domain; with --mini 800 by default, 0 for all."""
     epochs: int | None = None
-    """In which a selecting method selects; 3, with --root 40."""
+    """In which a selecting method selects; 4, with --root 40."""
     retrain_epochs: int | None = None
-    """In which it is retrained; 6, with --root 80. Other methods train for both together."""
+    """In which it is retrained; 8, with --root 80. Other methods train for both together."""
     batch: int | None = None
     """Images per step; 32, with --root 128."""
     lr: float | None = None
-    """Learning rate; 0.02, with --root 0.1."""
+    """Of fine-tuning and others that tune weights; 0.03, with --root 0.1. What starts from nothing
+    has 0.1, see --option."""
     device: str | None = None
     """cpu, cuda, mps; with --root the fastest one that is here."""
     processes: int | None = None
@@ -109,17 +110,17 @@ class Kind:
     source: str
     backbone: str = "small_resnet"
     source_epochs: int = 15
-    epochs: int = 3
-    retrain_epochs: int = 6
+    epochs: int = 4
+    retrain_epochs: int = 8
     batch: int = 32
-    lr: float = 0.02
+    lr: float = 0.03
     weight_decay: float = 0.0
     limit: int | None = None
     device: str = "cpu"
 
 
 KINDS = {
-    "mini": Kind(domains=MINI, source="source_objects", limit=1500),
+    "mini": Kind(domains=MINI, source="source_objects", limit=800),
     "root": Kind(
         domains=tuple(DOMAINS),
         source="imagenet12",

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from tailor.adapted import Adapted, Selection, check_selection
 from tailor.backbone import Backbone, Layer
 from tailor.errors import BadInput
-from tailor.residual import Init, Own, Parallel, Series, SeriesAdapter, check_kind, map_shape
+from tailor.pointwise import Init, SeriesAdapter, map_shape
+from tailor.residual import Own, Parallel, Series, check_kind
 from tailor.run import read_tensors
 from tailor.sites import Placement, check_rank, sites
 

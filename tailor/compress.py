@@ -29,7 +29,8 @@ from tailor.errors import BadInput
 from tailor.opened import Opened, measure, open_run, task_of
 from tailor.options import Compress
 from tailor.outcome import finish
-from tailor.residual import Map, Own
+from tailor.pointwise import Map
+from tailor.residual import Own
 from tailor.run import BASIS, read_tensors, write_tensors
 from tailor.session import Reporter, finished, nobody, open_directory
 from tailor.settings import Settings, as_config

@@ -22,7 +22,7 @@ from functools import partial
 
 from torch import nn
 
-from tailor.residual import SeriesAdapter
+from tailor.pointwise import SeriesAdapter
 from teachers.wide_resnet import Plan, WideResNet
 
 

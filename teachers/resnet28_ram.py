@@ -28,7 +28,7 @@ from functools import partial
 
 from torch import nn
 
-from tailor.residual import SeriesAdapter
+from tailor.pointwise import SeriesAdapter
 from teachers.wide_resnet import Plan, WideResNet
 
 # What Keras calls momentum 0.99 is 0.01 here: statistics are the data's after some hundred steps.

@@ -1,8 +1,8 @@
 """The notebooks: every cell runs in a fresh place, and what lies in the repository can be shown.
 
-They are executed on a fraction of images, epochs and seeds (TAILOR_NOTEBOOK_QUICK). All four share
-a kernel that forgets its names in between, for its imports take longer than the cells; two of them
-are started in ``demos/``, two in the folder above. Outputs in the repository are of the whole ones.
+They are executed on a fraction of images, epochs and seeds (TAILOR_NOTEBOOK_QUICK). All share a
+kernel that forgets its names in between, for its imports take longer than the cells; half of them
+are started in ``demos/``, half in the folder above. Outputs in the repository are of the whole ones.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ SHOWN = {  # figures and tables
     "layers": (8, 5),
     "sweep": (3, 5),
     "budget": (3, 4),
+    "decathlon_predictions": (3, 2),
+    "decathlon_layers": (3, 3),
 }
 MOST_BYTES = 300_000
 WIDE = """return [...document.querySelectorAll('.jp-OutputArea-output')]
@@ -99,7 +101,8 @@ def test_every_cell_runs_and_shows_its_figures_and_tables(executed, name):
 def test_what_one_notebook_trained_the_others_only_read(executed):
     # layers, sweep and budget all ask for TAPS on hues and hollow at λ 1 and seed 0.
     studies = json.loads((executed[1] / "sweep" / "sweep.json").read_text())["studies"]
-    assert set(studies) == {"layers", "lambda", "ten"}
+    own = {"selected", "taps", "tuned", "ten-references", "ten-adapters"}  # of the decathlon's two
+    assert set(studies) == {"layers", "lambda", "ten"} | own
     for task in ("hues", "hollow"):
         found = (executed[1] / "sweep" / task).glob("*-taps-lam1-s0-*/result.json")
         stages = [json.loads(file.read_text())["stage"] for file in found]

@@ -19,8 +19,9 @@ from tailor.behind import norms_behind
 from tailor.errors import BadInput
 from tailor.optim import build_optimizer
 from tailor.outcome import parameters
+from tailor.pointwise import SeriesAdapter
 from tailor.prune import Rule, prune
-from tailor.residual import Parallel, Series, SeriesAdapter
+from tailor.residual import Parallel, Series
 from tailor.settings import Settings
 from tailor.sites import Placement, sites
 from tailor.step import training_step

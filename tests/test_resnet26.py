@@ -15,7 +15,7 @@ from tailor.adapters import new_head, with_head
 from tailor.backbone import Backbone, norm_tensors
 from tailor.errors import BadInput
 from tailor.options import Adapt, Data, Net, Teach
-from tailor.residual import SeriesAdapter
+from tailor.pointwise import SeriesAdapter
 from tailor.settings import Settings
 from tailor.workflow import adapt, evaluate, teach
 from teachers import resnet26, resnet28_ram
