@@ -93,6 +93,8 @@ def answer(runs: Sequence[Run], baseline: str = "auto") -> Answer:
     real = _are_published(runs)
     reference = _baseline(baseline, found, real=real)
     frame = line_table(found, domains, reference, beside=real)
+    against = REFERENCE if baseline == "auto" else baseline
+    against = "published fine-tuning" if reference == {} else against
     text = _text(found, domains, reference, baseline, real=real)
     if checked := [domain for domain in domains if splits[domain] == "val"]:
         text += f" Of {', '.join(checked)} validation images, for not all runs have test ones."
@@ -100,7 +102,7 @@ def answer(runs: Sequence[Run], baseline: str = "auto") -> Answer:
         f"{len(domains)} domain{'s' * (len(domains) > 1)}, {len(found)} methods",
         text,
         frame.drop(columns="method"),
-        decathlon_plot.draw(frame, domains, reference),
+        decathlon_plot.draw(frame, domains, reference, against),
         _shown(frame, domains),
     )
 
@@ -188,8 +190,11 @@ def _published(row: Any, domains: Sequence[str]) -> dict[str, Any]:
 
 def _score(accuracy: Mapping[str, float], reference: Mapping[str, float]) -> float:
     """Points over the domains that are scored; NaN where the line has none of them."""
-    known = {d: a for d, a in accuracy.items() if not reference or d in reference}
-    return decathlon.score(known, reference or None).total if known else math.nan
+    if not reference:
+        return decathlon.score(accuracy).total
+    scale = {d: value for d, value in reference.items() if value < 100}
+    known = {d: a for d, a in accuracy.items() if d in scale}
+    return decathlon.score(known, scale).total if known else math.nan
 
 
 def _baseline(wanted: str, found: Sequence[Line], *, real: bool) -> Mapping[str, float] | None:
@@ -208,8 +213,7 @@ def _baseline(wanted: str, found: Sequence[Line], *, real: bool) -> Mapping[str,
     if len(same) > 1 and any(line.name == name for line in same):
         same = [line for line in same if line.name == name]
     if len(same) == 1:
-        # Twice no error is no scale: such a domain has no score.
-        return {domain: value for domain, value in same[0].means().items() if value < 100} or None
+        return same[0].means()
     if not same and wanted == "auto":
         return None
     many = (
@@ -234,12 +238,7 @@ def _text(
         "parameters: one trunk with all domains, in trunks without heads. "
     ]
     if reference is None:
-        name = REFERENCE if baseline == "auto" else baseline
-        said.append(
-            f"No score: no run of {name} makes an error to compare with. "
-            if any(name in (line.name, line.method) for line in found)
-            else f"No score: these runs hold no {name} to score against. "
-        )
+        said.append(f"No score: these runs hold no {REFERENCE} to score against. ")
     else:
         whose = "the published fine-tuning" if real and not reference else "fine-tuning here"
         if baseline not in ("auto", "published"):
@@ -248,7 +247,7 @@ def _text(
             "Score: 1000 points per domain without error, 250 for the error of "
             f"{whose}, none from twice that error on; of each seed, then the mean. "
         )
-        if reference and (left := [domain for domain in domains if domain not in reference]):
+        if reference and (left := [d for d in domains if reference.get(d, 100.0) >= 100]):
             said.append(
                 f"{', '.join(left)}: in no score, for {whose} has no error there or no run. "
             )

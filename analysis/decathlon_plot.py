@@ -27,7 +27,10 @@ _FAR = tuple((2.4 * dx, 2.4 * dy) for dx, dy in _BESIDE)
 
 
 def draw(
-    frame: pd.DataFrame, domains: Sequence[str], reference: Mapping[str, float] | None
+    frame: pd.DataFrame,
+    domains: Sequence[str],
+    reference: Mapping[str, float] | None,
+    against: str = "finetune",
 ) -> Figure:
     """Draw what ``analysis.decathlon.line_table`` returned.
 
@@ -35,15 +38,15 @@ def draw(
         frame: one line per setting.
         domains: its columns that are domains.
         reference: as of ``line_table``; what the accuracies are compared with.
+        against: whose they are.
     """
-    own = frame[frame["seeds"] > 0]
-    own = own if len(own) else frame[frame["paper"] == ""]
-    figure = canvas.figure(6.4 + 1.6 + 0.62 * len(domains), max(4.6, 1.4 + 0.29 * len(own)))
-    ratios = (6.4, 1.6 + 0.62 * len(domains))
+    own = frame[frame["paper"] == ""]
+    ratios = (6.4, 1.6 + max(0.62 * len(domains), 2.8))
+    figure = canvas.figure(sum(ratios), max(4.6, 1.4 + 0.29 * len(own)))
     points, cells = figure.subplots(1, 2, gridspec_kw={"width_ratios": ratios})
     colours = canvas.palette(name for name in frame["method"] if name)
     compared = {name: d.baseline for name, d in DOMAINS.items()} if reference == {} else reference
-    _draw_cells(cells, own, domains, compared, colours)
+    _draw_cells(cells, own, domains, compared, colours, against)
     labels = _draw_points(points, frame, len(domains), colours)
     figure.draw_without_rendering()  # places are known only now, and labels must avoid each other
     _name_points(points, labels)
@@ -115,6 +118,7 @@ def _draw_cells(
     domains: Sequence[str],
     compared: Mapping[str, float] | None,
     colours: Mapping[str, str],
+    against: str,
 ) -> None:
     """A row per setting, a column per domain; a number in each cell."""
     values = frame[list(domains)].astype(float)
@@ -127,7 +131,7 @@ def _draw_cells(
         )
         colour = _two_sided(colours["finetune"], canvas.palette(["m"])["m"])
         top = min(max(float(shown.abs().max().max()), _LEAST), _MOST)
-        title = "Accuracy minus fine-tuning's, points"
+        title = canvas.plain(f"Accuracy minus that of {against}, points", 60)
     canvas.dress(axes, title=title, grid="")
     low = -top if compared is not None else 0.0
     axes.imshow(shown.to_numpy(), cmap=colour, vmin=low, vmax=top, aspect="auto")

@@ -2,7 +2,7 @@
 
 python -m demos.decathlon --mini FOLDER         eight small public domains
 python -m demos.decathlon --root DIR            the ten domains, in the challenge's own files
-python -m demos.decathlon --sample              drawn images in those files: that it all runs
+python -m demos.decathlon --sample --seeds 0    drawn images in those files: two minutes on a CPU
 
 Every method adapts the same frozen source network to every domain; a domain earns 1000 points
 without errors, 250 with plain fine-tuning's. With ``--mini`` that is this study's own fine-tuning
@@ -49,7 +49,13 @@ class Options:
     """Methods x domains x seeds from one source network: one table, one picture, the score.
 
     Give one of --mini, --root, --sample. Repeating the command continues what was interrupted, and
-    with more methods, domains or seeds trains only what is new.
+    with more methods, domains or seeds trains only what is new. With --weights RUN the source
+    network is that of `tailor teach --mode scratch ... --out RUN`.
+
+    Example: python -m demos.decathlon --mini data/small --methods finetune parallel taps --seeds 0
+
+    Example: python -m demos.decathlon --root data/decathlon --backbone resnet26 --weights
+    runs/imagenet --domains aircraft dtd svhn --out runs/decathlon
     """
 
     mini: Path | None = None
@@ -288,8 +294,8 @@ def _everything(options: Options, command: str) -> int:
     if options.mini is None:
         written += _submit(options, whole, found, console)
     _decathlon.failures(whole, found, console)
-    names = ", ".join(map(str, written))
-    console.print(f"{time.monotonic() - began:.0f} s. Written: {names}", highlight=False)
+    told = f"{time.monotonic() - began:.0f} s. Written: {', '.join(map(str, written))}"
+    console.print(told, highlight=False)
     return 0
 
 

@@ -118,6 +118,7 @@ def test_a_domain_without_error_has_no_score(tmp_path):
     found = asked(tmp_path)
     assert found.table.loc["lora", "score"] == pytest.approx(562.5)
     assert "b: in no score" in found.text
+    assert "-1.0" in [text.get_text() for text in found.figure.axes[1].texts]
 
 
 def test_without_fine_tuning_there_is_no_score(tmp_path):

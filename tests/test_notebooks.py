@@ -2,7 +2,7 @@
 
 They are executed on a fraction of images, epochs and seeds (TAILOR_NOTEBOOK_QUICK). All share a
 kernel that forgets its names in between, for its imports take longer than the cells; half of them
-are started in ``demos/``, half in the folder above. Outputs in the repository are of the whole ones.
+are started in ``demos/``, half in the folder above. Outputs in the repository are of whole ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHOWN = {  # figures and tables
     "sweep": (3, 5),
     "budget": (3, 4),
     "decathlon_predictions": (3, 2),
-    "decathlon_layers": (3, 3),
+    "decathlon_layers": (3, 2),
 }
 MOST_BYTES = 300_000
 WIDE = """return [...document.querySelectorAll('.jp-OutputArea-output')]
