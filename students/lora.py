@@ -30,7 +30,7 @@ from tailor.adapted import Adapted, Selection, check_selection
 from tailor.backbone import Backbone, Layer
 from tailor.errors import BadInput
 from tailor.folded import framed
-from tailor.residual import check_kind
+from tailor.residual import check_kinds
 from tailor.sites import Placement, check_rank, sites
 
 PAPER = "LoRA, Hu et al., ICLR 2022"
@@ -139,8 +139,7 @@ def build(
     if not 0 <= config.dropout < 1:
         raise BadInput(f"dropout is {config.dropout}; give --dropout as a share in [0, 1)")
     layers = sites(backbone, config)
-    for layer in layers:
-        check_kind(layer.name, backbone.model.get_submodule(layer.name), backbone.name)
+    check_kinds(backbone, layers)
     sizes = {x.name: full_rank(_module(backbone, x)) for x in layers}
     check_rank(config.rank, sizes, backbone.name)
     return _build(backbone, num_classes, config, layers, seed)

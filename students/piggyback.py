@@ -35,7 +35,7 @@ from tailor.backbone import Backbone, Layer
 from tailor.cost import mask_numbers
 from tailor.errors import BadInput
 from tailor.folded import framed
-from tailor.residual import check_kind
+from tailor.residual import check_kinds
 from tailor.sites import Placement, sites
 
 PAPER = "Piggyback, Mallya et al., ECCV 2018"
@@ -135,8 +135,7 @@ def build(
             f"--margin above 0, such as 0.005"
         )
     layers = sites(backbone, config)
-    for layer in layers:
-        check_kind(layer.name, backbone.model.get_submodule(layer.name), backbone.name)
+    check_kinds(backbone, layers)
     return _build(backbone, num_classes, config, layers, seed)
 
 

@@ -28,7 +28,7 @@ from tailor.adapted import Adapted, Selection, check_selection
 from tailor.backbone import Backbone, Layer
 from tailor.errors import BadInput
 from tailor.pointwise import Init, SeriesAdapter, map_shape
-from tailor.residual import Own, Parallel, Series, check_kind
+from tailor.residual import Own, Parallel, Series, check_kinds
 from tailor.run import read_tensors
 from tailor.sites import Placement, check_rank, sites
 
@@ -87,8 +87,7 @@ def layers(backbone: Backbone, config: Config) -> tuple[Layer, ...]:
         BadInput: see ``sites``; or a layer of a kind that no adapter folds into.
     """
     found = sites(backbone, config, _maps_of(backbone) if config.adapters == "series" else None)
-    for layer in found:
-        check_kind(layer.name, backbone.model.get_submodule(layer.name), backbone.name)
+    check_kinds(backbone, found)
     return found
 
 
@@ -180,7 +179,17 @@ def _bases(backbone: Backbone, config: Config) -> dict[str, Tensor]:
         return {}
     if config.rank is not None:
         raise BadInput(f"rank {config.rank} and basis {config.basis} exclude each other; give one")
+    if not Path(config.basis).is_file():
+        raise BadInput(
+            f"basis {config.basis} does not exist; name the basis.safetensors that `tailor "
+            f"compress` wrote"
+        )
     tensors, about = read_tensors(Path(config.basis))
+    if "fingerprint" not in about:
+        raise BadInput(
+            f"basis {config.basis} holds no basis; name the basis.safetensors that `tailor "
+            f"compress` wrote"
+        )
     wanted = {"fingerprint": backbone.fingerprint(), "adapters": config.adapters}
     for name, value in wanted.items():
         if about.get(name) != value:

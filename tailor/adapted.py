@@ -13,6 +13,7 @@ representations, 2017.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -318,6 +319,13 @@ def check_selection(config: Selection) -> None:
     Raises:
         BadInput: λ below 0, or a start below the threshold.
     """
+    for field in dataclasses.fields(Selection):
+        value = getattr(config, field.name)
+        if not config.select and value != field.default:
+            raise BadInput(
+                f"{field.name} is {value}, but it belongs to learned selection; give --select with "
+                f"it, or leave it out"
+            )
     if not config.lam >= 0:
         raise BadInput(f"lam is {config.lam}, but a price cannot be negative; give --lam 0 or more")
     if config.initial_score < config.threshold:

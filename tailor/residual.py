@@ -16,6 +16,7 @@ Left out: which layers get one (``sites.py``), and gates (``adapted.py``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
@@ -23,6 +24,8 @@ from timm.layers import Conv2dSame  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tailor.backbone import Backbone
+from tailor.backbone import Layer as Site
 from tailor.distributed import Group
 from tailor.errors import BadInput
 from tailor.folded import CentredConvolution, centred, framed, under_centre
@@ -226,17 +229,29 @@ def _dropped(x: Tensor, share: float) -> Tensor:
     return x * F.dropout(x.new_ones(shape), share)
 
 
-def check_kind(name: str, layer: nn.Module, backbone: str) -> None:
-    """Refuse a layer that no adapter folds into.
+def check_kinds(backbone: Backbone, layers: Sequence[Site]) -> None:
+    """Refuse layers that no adapter folds into.
 
     Raises:
-        BadInput: names the layer, its kind, and what can be done.
+        BadInput: names the first, its kind, and what can be done.
     """
-    plain = getattr(layer, "padding_mode", "zeros") == "zeros"
-    if type(layer) in KINDS and plain:
+    odd = {
+        x.name: module
+        for x in layers
+        if type(module := backbone.model.get_submodule(x.name)) not in KINDS
+        or getattr(module, "padding_mode", "zeros") != "zeros"
+    }
+    if not odd:
         return
-    what = type(layer).__name__ + ("" if plain else f" with {layer.padding_mode} padding")
+    name, layer = next(iter(odd.items()))
+    mode = getattr(layer, "padding_mode", "zeros")
+    what = type(layer).__name__ + ("" if mode == "zeros" else f" with {mode} padding")
+    many = len(odd) > 1
+    remedy = "take another backbone"
+    if len(odd) < len(layers):
+        named = " ".join(repr(n) for n in list(odd)[:4]) + (" ..." if len(odd) > 4 else "")
+        remedy = f"leave {'them' if many else 'it'} out with --skip {named}, or {remedy}"
     raise BadInput(
-        f"layer {name!r} of {backbone} is a {what}, and adapters know plain Conv2d and Linear "
-        f"layers; leave it out with --skip {name!r}, or take another backbone"
+        f"layer {name!r} of {backbone.name} is a {what}, and adapters know plain Conv2d and Linear "
+        f"layers ({len(odd)} of {len(layers)} chosen ones {'are' if many else 'is'} not); {remedy}"
     )

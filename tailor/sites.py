@@ -57,6 +57,8 @@ def sites(
                 f"skip {pattern!r} fits no layer of {backbone.name}; its first is "
                 f"{backbone.layers[0].name!r}, its last {backbone.layers[-1].name!r}"
             )
+    if not placement.depths:
+        raise BadInput(f"depths is empty; give some of {' '.join(DEPTHS)}")
     if strange := [d for d in placement.depths if d not in DEPTHS]:
         raise BadInput(f"depths has {strange[0]!r}; give some of {' '.join(DEPTHS)}")
     chosen = _eligible(backbone, placement.layers) if among is None else among

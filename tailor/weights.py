@@ -105,6 +105,10 @@ def load_weights(model: nn.Module, path: Path, classifier: str = "fc") -> None:
     head = tuple(f"{name}." for name in head_names(classifier))
     extra = [n for n in state if n not in own and not n.startswith(head)]
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
+    if path.name == "student.safetensors" and (path.parent / "run.json").exists():
+        raise BadInput(
+            f"weights {path} are a student's part of a run; give the run of a teacher, its folder"
+        )
     if missing or extra:
         what = f"lacks {missing[0]!r}" if missing else f"has an unknown {extra[0]!r}"
         raise BadInput(

@@ -319,7 +319,7 @@ def test_a_run_is_billed_in_bits_and_its_file_can_still_be_trained(tmp_path):
         ({"margin": 0.0}, "margin is 0.0, .* give --margin above 0"),
         ({"margin": float("nan")}, "margin is nan"),
         ({"lam": -1.0}, "lam is -1.0"),
-        ({"initial_score": 0.01}, "initial_score 0.01 lies below threshold"),
+        ({"select": True, "initial_score": 0.01}, "initial_score 0.01 lies below threshold"),
         ({"depths": ("deep",)}, "depths has 'deep'"),
     ],
 )
@@ -334,5 +334,5 @@ def test_an_unknown_layer_kind_is_named():
         """A linear layer that may do anything with its weight."""
 
     odd = nn.Sequential(nn.Flatten(), Odd(192, 6))
-    with pytest.raises(BadInput, match=r"layer '1' of odd is a Odd, .* --skip '1'"):
+    with pytest.raises(BadInput, match=r"layer .1. of odd is a Odd, .* take another backbone"):
         build(Backbone(odd, name="odd", input_size=(3, 8, 8)), 5)

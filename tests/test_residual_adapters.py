@@ -226,11 +226,23 @@ def test_a_layer_kind_that_no_adapter_folds_into_is_named():
 
     model = nn.Sequential(Odd(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     backbone = Backbone(model, name="odd", input_size=(3, 8, 8))
-    with pytest.raises(BadInput, match=r"layer '0' of odd is a Odd, .* --skip '0'"):
+    said = r"layer '0' of odd is a Odd, .* \(1 of 1 chosen ones is not\); take another backbone"
+    with pytest.raises(BadInput, match=said):
         build(backbone, 5)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding_mode="circular"), nn.Flatten())
     with pytest.raises(BadInput, match="is a Conv2d with circular padding"):
         build(Backbone(model, name="odd", input_size=(3, 8, 8)), 5)
+
+
+def test_some_odd_layers_can_be_left_out():
+    class Odd(nn.Conv2d):
+        """A convolution that may do anything with its weight."""
+
+    model = nn.Sequential(Odd(3, 4, 3), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    backbone = Backbone(model, name="odd", input_size=(3, 8, 8))
+    with pytest.raises(BadInput, match=r"1 of 2 .* leave it out with --skip '0', or take"):
+        build(backbone, 5)
+    assert build(backbone, 5, Config(skip=("0",))).kept() == ["1"]
 
 
 def test_a_weight_that_another_module_multiplies_cannot_be_adapted():
@@ -544,6 +556,12 @@ def test_settings_that_cannot_select_are_refused():
         build(network(), 5, Config(select=True, lam=-1))
     with pytest.raises(BadInput, match="initial_score"):
         build(network(), 5, Config(select=True, initial_score=0.05))
+    with pytest.raises(BadInput, match=r"lam is 0\.3, but .* give --select"):
+        build(network(), 5, Config(lam=0.3))
+    with pytest.raises(BadInput, match="depths is empty; give some of early middle late"):
+        build(network(), 5, Config(depths=()))
+    with pytest.raises(BadInput, match=r"basis nowhere\.safetensors does not exist"):
+        build(network(), 5, Config(basis="nowhere.safetensors"))
     with pytest.raises(BadInput, match="dropout_share is 1"):
         build(network(), 5, Config(dropout_share=1.0))
 
