@@ -1,9 +1,9 @@
 """What does one more task cost? The backbone, then every part that a task adds to it.
 
 Left: the parts of one task in percent of the backbone, means over seeds and tasks. Right: the
-size of one trunk with K tasks, in trunks: 1 + K (multiple of one task - 1), and dots for the tasks
-that were really given, one after the other. Heads are a bar of their own and in no multiple, for
-every method pays them.
+size of one trunk with K tasks, in trunks, where what the tasks share (the basis of their adapters)
+is there once, and dots for the tasks that were really given, one after the other. Heads are a bar of
+their own and in no multiple, for every method pays them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from analysis.rows import Run, label, rows, several_priced
 from analysis.table import number, settled, table
 from tailor.errors import BadInput
 
-PARTS = ("universal", "deltas", "adapters", "proxies", "masks", "norms", "scores", "head")
+PARTS = (
+    *("universal", "shared", "deltas", "adapters", "proxies", "masks", "norms", "scores"),
+    "head",
+)
 TASKS = (1, 2, 3, 5, 10)  # how many tasks the multiple is told for
 
 _COLOURS = {
@@ -33,6 +36,7 @@ _COLOURS = {
     "adapters": 4,
     "proxies": 9,
     "masks": 6,
+    "shared": 3,
     "head": 2,
 }
 
@@ -95,8 +99,9 @@ def budget_table(frame: pd.DataFrame, tasks: Sequence[int] = TASKS) -> pd.DataFr
     parts["universal"] = 100.0
     for name in PARTS[1:]:
         parts[name] = frame[f"{name}_percent"]
+    shared = frame["shared_percent"] / 100
     for count in tasks:
-        parts[f"×{count}"] = 1 + count * (frame["multiple"] - 1)
+        parts[f"×{count}"] = 1 + shared + count * (frame["multiple"] - 1 - shared)
     columns = [*PARTS, *(f"×{count}" for count in tasks)]
     return parts.groupby(["label", "method"], sort=False)[columns].mean().reset_index()
 
@@ -114,12 +119,13 @@ def given_table(frame: pd.DataFrame) -> pd.DataFrame:
     """
     frame = settled(frame)
     tasks = list(dict.fromkeys(frame["task"]))
-    added = frame.assign(label=_labels(frame), added=frame["multiple"] - 1).pivot_table(
-        index="label", columns="task", values="added", sort=False
-    )
+    shared = frame["shared_percent"] / 100
+    frame = frame.assign(label=_labels(frame), shared=shared, added=frame["multiple"] - 1 - shared)
+    added = frame.pivot_table(index="label", columns="task", values="added", sort=False)
     if len(tasks) < 2:
         return added.iloc[:, :0]
-    sums = 1 + added.reindex(columns=tasks).cumsum(axis=1, skipna=False)
+    once = frame.groupby("label", sort=False)["shared"].max()
+    sums = added.reindex(columns=tasks).cumsum(axis=1, skipna=False).add(1 + once, axis=0)
     return sums.set_axis([f"+ {task}" for task in tasks], axis=1)
 
 

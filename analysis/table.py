@@ -61,7 +61,8 @@ def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         (the share of blocks kept if it chose blocks, else of layers adapted); in percent of the
         backbone's parameters, all without head: ``deltas_percent``, ``norms_percent``,
         ``scores_percent``, ``masks_percent``, ``adapters_percent``, ``proxies_percent`` (adapters
-        that stand for blocks) and ``task_percent`` (their sum); ``head_percent``; ``multiple``;
+        that stand for blocks) and ``task_percent`` (their sum), ``shared_percent`` (what tasks
+        share, a basis of adapters); ``head_percent``; ``multiple``;
         ``network`` (numbers in the merged network) and ``network_percent``; ``macs``,
         ``macs_ratio`` to the backbone; ``latency_ms`` of one image and ``latency_ratio`` to the
         backbone, where it was measured; ``bytes``; ``seconds``; ``label``.
@@ -216,6 +217,7 @@ def _aggregate(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "norms_percent": percent("norms"),
         "scores_percent": percent("scores"),
         "masks_percent": percent("masks"),
+        "shared_percent": percent("shared"),
         "adapters_percent": 0.0 if members[0]["gated"] == "blocks" else adapters,
         "proxies_percent": adapters if members[0]["gated"] == "blocks" else 0.0,
         "task_percent": percent("task"),

@@ -774,7 +774,16 @@ def test_the_multiple_of_k_tasks_adds_k_times_what_one_task_adds(tmp_path):
     frame = table(rows([one(tmp_path / "a", "taps", lam=0.1, params=parts)]))
     found = budget.budget_table(frame, tasks=(1, 10)).iloc[0]
     assert (found["×1"], found["×10"]) == pytest.approx((1.3, 4.0))
-    assert [found[name] for name in budget.PARTS] == pytest.approx([100, 25, 0, 0, 0, 4, 1, 5])
+    assert [found[name] for name in budget.PARTS] == pytest.approx([100, 0, 25, 0, 0, 0, 4, 1, 5])
+
+
+def test_what_tasks_share_is_counted_once(tmp_path):
+    for task in "ab":
+        parts = params(norms=30) | {"shared": 200, "multiple": 1.23}
+        write_run(tmp_path / task, "taps", lam=0.1, task=task, params=parts)
+    found = budget.answer(read_runs(sorted(tmp_path.iterdir())), tasks=(1, 10)).table.iloc[0]
+    assert (found["×1"], found["×10"]) == pytest.approx((1.23, 1.5))
+    assert (found["shared"], found["+ b"]) == pytest.approx((20, 1.26))
 
 
 def test_proxies_are_a_part_of_their_own(tailored):
