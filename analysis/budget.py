@@ -2,8 +2,8 @@
 
 Left: the parts of one task in percent of the backbone, means over seeds and tasks. Right: the
 size of one trunk with K tasks, in trunks, where what the tasks share (the basis of their adapters)
-is there once, and dots for the tasks that were really given, one after the other. Heads are a bar of
-their own and in no multiple, for every method pays them.
+is there once, and dots for the tasks that were really given, one after the other. Heads are a bar
+of their own and in no multiple, for every method pays them.
 """
 
 from __future__ import annotations
