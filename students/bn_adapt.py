@@ -21,11 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tailor.adapters import NamedTensors, new_head, task_norms, with_head
+from tailor.adapters import NamedTensors, copy_into, new_head, task_norms, with_head
 from tailor.backbone import Backbone, norm_tensors
 from tailor.student import LayerState, Output, layer_states
 
@@ -103,10 +102,7 @@ class BnAdapt(nn.Module):
     def merge(self) -> nn.Module:
         """The plain network with the task's norms and head, in evaluation mode."""
         body = copy.deepcopy(self.universal.model)
-        places = dict(body.named_parameters()) | dict(body.named_buffers())
-        with torch.no_grad():
-            for name, tensor in self.task.norms.items():
-                places[name].copy_(tensor)
+        copy_into(body, dict(self.task.norms.items()))
         return with_head(body, self.task.head).eval()
 
 

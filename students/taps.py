@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tailor.adapters import NamedTensors, new_head, task_norms, with_head
+from tailor.adapters import NamedTensors, copy_into, new_head, task_norms, with_head
 from tailor.backbone import Backbone
 from tailor.errors import BadInput
 from tailor.gates import select
@@ -231,10 +231,7 @@ class Taps(nn.Module):
         tensors = dict(self.task.norms.items())
         for layer, on in zip(self.adapted, self.open_gates(), strict=True):
             tensors |= {name: self.task.tuned[name] for name in layer.tensors if on}
-        places = dict(body.named_parameters()) | dict(body.named_buffers())
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                places[name].copy_(tensor)
+        copy_into(body, tensors)
         return with_head(body, self.task.head).eval()
 
 

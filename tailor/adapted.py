@@ -21,7 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tailor.adapters import NamedModules, new_head, own_norms, with_head
+from tailor.adapters import NamedModules, copy_into, new_head, own_norms, with_head
 from tailor.backbone import Backbone, Layer, norm_tensors
 from tailor.behind import norms_behind
 from tailor.errors import BadInput
@@ -107,11 +107,15 @@ class Adapted(nn.Module):
             for name, adapter in self.task.adapters.items()
         }
         norms = dict(self.task.norms.items())
-        behind = norms_behind(self.universal) if norms else {}
-        for layer, place in places.items():
+        joining = {
+            layer: place
+            for layer, place in places.items()
+            if isinstance(place.adapter, Joining) and place.adapter.joins(place.layer)
+        }
+        behind = norms_behind(self.universal) if norms and joining else {}
+        for layer, place in joining.items():
             norm = norms.get(behind.get(layer, ""))
-            adapter = place.adapter
-            if can_join(norm) and isinstance(adapter, Joining) and adapter.joins(place.layer):
+            if can_join(norm):
                 norms[behind[layer]] = NormBehind(cast(nn.BatchNorm2d, norm), place)
         view = grafted(model, norms | places)
         # In a tuple: registered, the trunk's tensors would be listed twice.
@@ -137,9 +141,9 @@ class Adapted(nn.Module):
             return torch.tensor(
                 [_numbers(self.task.adapters[x.name]) / total for x in self.adapted]
             )
-        every = layer_prices(self.universal, self.config.price)
         if self.config.price == "layers":
             return torch.full((len(self.adapted),), 1 / max(len(self.adapted), 1))
+        every = layer_prices(self.universal, self.config.price)
         prices = dict(zip((x.name for x in self.universal.layers), every, strict=True))
         return torch.tensor([float(prices[x.name]) for x in self.adapted])
 
@@ -289,10 +293,8 @@ class Adapted(nn.Module):
         the network stays what its architecture says; where there is none, the layer gets a bias.
         """
         body = copy.deepcopy(self.universal.model)
-        places = dict(body.named_parameters()) | dict(body.named_buffers())
         for name, norm in self.task.norms.items():
-            for inner, tensor in norm.state_dict().items():
-                places[f"{name}.{inner}" if name else inner].copy_(tensor)
+            copy_into(body.get_submodule(name), norm.state_dict())
         behind: dict[str, str] | None = None
         for layer, on in zip(self.adapted, self.open_gates(), strict=True):
             if not on:

@@ -101,6 +101,14 @@ def own_norms(model: nn.Module) -> NamedModules:
     )
 
 
+@torch.no_grad()
+def copy_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Overwrite the parameters and buffers of ``model`` that have these dotted names."""
+    places = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in tensors.items():
+        places[name].copy_(tensor)
+
+
 def new_head(num_features: int, num_classes: int, seed: int) -> nn.Linear:
     """A linear classifier (D -> K), its initialisation a function of ``seed`` alone."""
     with torch.random.fork_rng(devices=[]):

@@ -56,6 +56,9 @@ def norms_behind(backbone: Backbone) -> dict[str, str]:
     return {layer: norm for layer, norm in found.items() if uses.count[layer] == 1}
 
 
+_ABOUT_SHAPES = ("__get__", "dim", "size")  # operations that read no values
+
+
 class _Uses(TorchFunctionMode):
     """Counts the operations that read each of some tensors."""
 
@@ -68,11 +71,7 @@ class _Uses(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") not in (
-            "__get__",
-            "dim",
-            "size",
-        ):  # no values are read there
+        if getattr(func, "__name__", "") not in _ABOUT_SHAPES:
             for given in (*args, *kwargs.values()):
                 if isinstance(given, Tensor) and id(given) in self.made:
                     name = self.made[id(given)]

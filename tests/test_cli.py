@@ -20,6 +20,7 @@ from tailor.opened import open_run
 from tailor.prune import prune
 from tailor.settings import Settings
 from tailor.task import open_task
+from tests.command import call, machine
 
 NET = ["--backbone", "small_resnet", "--weights", "random", "--px", "16"]
 FAST = ["--epochs", "1", "--batch", "64", "--lr", "0.05", "--device", "cpu"]
@@ -27,20 +28,6 @@ ROW = {
     "run", "task", "method", "backbone", "seed", "stage", "metric", "val", "test", "layers",
     "layers_adapted", "params", "macs", "bytes", "seconds",
 }  # fmt: skip
-
-
-def call(capsys, *args):
-    """Exit code, standard output, standard error of one command in this process."""
-    capsys.readouterr()
-    code = cli.main([str(a) for a in args])
-    told = capsys.readouterr()
-    return code, told.out, told.err
-
-
-def machine(capsys, *args):
-    code, out, err = call(capsys, *args, "--json")
-    assert code == 0, err
-    return json.loads(out)
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,7 @@ from tailor.errors import BadInput
 from tailor.opened import open_run
 from tailor.outcome import parameters
 from tailor.run import read_tensors, write_tensors
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from tests.tiny import noise
 
 
 def network():

@@ -11,23 +11,10 @@ from safetensors.torch import save_file
 from tailor import cli
 from tailor.backbone import Backbone
 from tailor.opened import open_run
+from tests.command import call, machine
 from tests.references import nettailor_published as published
 
 TASK = ["--task", "digits", "--limit", "60", "--px", "32"]
-
-
-def call(capsys, *args):
-    """Exit code, standard output, standard error of one command in this process."""
-    capsys.readouterr()
-    code = cli.main([str(a) for a in args])
-    told = capsys.readouterr()
-    return code, told.out, told.err
-
-
-def machine(capsys, *args):
-    code, out, err = call(capsys, *args, "--json")
-    assert code == 0, err
-    return json.loads(out)
 
 
 def images():

@@ -22,6 +22,7 @@ from tailor.settings import Settings
 from tailor.step import training_step
 from tests import tiny
 from tests.learned import accuracy
+from tests.tiny import lively, noise
 
 LAYERS = {
     "3x3": nn.Conv2d(4, 6, 3, padding=1, bias=False),
@@ -36,23 +37,6 @@ LAYERS = {
     "tensorflow": Conv2dSame(4, 6, 3, stride=2),
     "linear": nn.Linear(4, 6),
 }
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def lively(student, seed=0):
-    """Give every B, norm and statistic a value of its own."""
-    make = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in student.task.named_parameters():
-            if "head" not in name and "scores" not in name:
-                p.add_(0.1 * torch.randn(p.shape, generator=make))
-        for name, b in student.task.named_buffers():
-            if "running" in name:
-                b.add_(torch.rand(b.shape, generator=make))
-    return student
 
 
 def network(name="small_resnet"):

@@ -30,6 +30,7 @@ from tailor.settings import Settings
 from tailor.step import training_step
 from tailor.workflow import adapt, evaluate
 from tests.learned import accuracy
+from tests.tiny import lively, noise
 
 LAYERS = {
     "3x3": nn.Conv2d(4, 6, 3, padding=1, bias=False),
@@ -41,25 +42,13 @@ LAYERS = {
 }
 
 
-def noise(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+def masked(student):
+    """Switch about a third of the weights off, and give norms values of their own."""
+    return lively(student, by=0.01)
 
 
 def network(name="small_resnet"):
     return Backbone.create(name, weights="random", px=32)
-
-
-def lively(student, seed=0):
-    """Switch about a third of the weights off, and give norms values of their own."""
-    make = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in student.task.named_parameters():
-            if "head" not in name and "scores" not in name:
-                p.add_(0.01 * torch.randn(p.shape, generator=make))
-        for name, b in student.task.named_buffers():
-            if "running" in name:
-                b.add_(torch.rand(b.shape, generator=make))
-    return student
 
 
 def step(student, x, y, **options):
@@ -140,7 +129,7 @@ def test_step_0_equals_the_source_network_bit_for_bit(name, norms):
 
 
 def test_merged_weights_are_universal_or_zero():
-    student = lively(build(network(), 5))
+    student = masked(build(network(), 5))
     merged = student.merge()
     own = dict(student.universal.model.named_parameters())
     off = 0
@@ -153,7 +142,7 @@ def test_merged_weights_are_universal_or_zero():
 
 
 def test_rounding_to_bfloat16_switches_no_weight():
-    student = lively(build(network(), 5))
+    student = masked(build(network(), 5))
     with torch.no_grad():
         for _, adapter in student.task.adapters.items():
             adapter.mask.mul_(1e-30)
@@ -231,7 +220,7 @@ def test_masks_learn_at_the_default_learning_rate_what_norms_and_head_cannot():
 
 
 def test_a_closed_layer_has_its_whole_weight_and_its_score_a_gradient():
-    student = lively(build(network(), 5, Config(select=True, lam=0)))
+    student = masked(build(network(), 5, Config(select=True, lam=0)))
     closed = copy.deepcopy(student)
     with torch.no_grad():
         closed.task.scores.zero_()
@@ -247,7 +236,7 @@ def test_a_closed_layer_has_its_whole_weight_and_its_score_a_gradient():
 
 
 def test_a_score_has_the_gradient_of_a_straight_through_gate():
-    student = lively(build(network(), 5, Config(select=True))).eval()
+    student = masked(build(network(), 5, Config(select=True))).eval()
     merged, x = student.merge(), noise(4, 3, 32, 32)
     student(x).logits.square().sum().backward()
     for p in merged.parameters():
@@ -263,7 +252,7 @@ def test_a_score_has_the_gradient_of_a_straight_through_gate():
 
 def test_pruned_students_have_masks_on_the_kept_layers_only():
     config = Config(select=True)
-    student = lively(build(network(), 5, config))
+    student = masked(build(network(), 5, config))
     smaller, report = prune(student, Rule(threshold=0.1))
     assert report.params_after == report.params_before  # all are open
     with torch.no_grad():

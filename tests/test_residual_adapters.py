@@ -25,25 +25,9 @@ from tailor.residual import Parallel, Series
 from tailor.settings import Settings
 from tailor.sites import Placement, sites
 from tailor.step import training_step
+from tests.tiny import lively, noise
 
 KINDS = ("parallel", "series")
-
-
-def noise(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def lively(student, seed=0):
-    """Give every adapter, norm and statistic a value of its own."""
-    make = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in student.task.named_parameters():
-            if "head" not in name and "scores" not in name:
-                p.add_(0.1 * torch.randn(p.shape, generator=make))
-        for name, b in student.task.named_buffers():
-            if "running" in name:
-                b.add_(torch.rand(b.shape, generator=make))
-    return student
 
 
 def network(name="small_resnet", px=32):

@@ -11,24 +11,11 @@ from demos import _decathlon_sample
 from tailor import cli
 from tailor.decathlon import DOMAINS, points, score
 from tailor.decathlon_table import PUBLISHED
+from tests.command import call, machine
 
 NAMES = ("aircraft", "svhn", "vgg-flowers")
 UNIT = 10**7
 FIELDS = {"total", "domains", "missing", "best", "rank", "published", "sample"}
-
-
-def call(capsys, *args):
-    """Exit code, standard output, standard error."""
-    capsys.readouterr()
-    code = cli.main([str(a) for a in args])
-    told = capsys.readouterr()
-    return code, told.out, told.err
-
-
-def machine(capsys, *args):
-    code, out, err = call(capsys, *args, "--json")
-    assert code == 0, err
-    return json.loads(out)
 
 
 def refused(capsys, *args):

@@ -123,6 +123,24 @@ def student(method: str, backbone: Backbone | None = None, **options: object) ->
     return module.build(backbone or conv_net(), CLASSES, module.Config(**options), seed=1)
 
 
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Normal numbers, a function of ``seed``."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def lively(student: Any, *, by: float = 0.1, seed: int = 0) -> Any:
+    """Give what a task trains (head and scores apart) and its statistics values of their own."""
+    make = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in student.task.named_parameters():
+            if "head" not in name and "scores" not in name:
+                p.add_(by * torch.randn(p.shape, generator=make))
+        for name, b in student.task.named_buffers():
+            if "running" in name:
+                b.add_(torch.rand(b.shape, generator=make))
+    return student
+
+
 class Interrupted(Exception):
     """A session of training ends here, as if killed."""
 
