@@ -61,7 +61,7 @@ class BnAdapt(nn.Module):
             affine = {n: t for n, t in norms.items() if isinstance(t, nn.Parameter)}
             norms = NamedTensors(affine)
         self.task.norms = norms
-        self.task.head = new_head(backbone.num_features, num_classes, seed)
+        self.task.head = new_head(backbone, num_classes, seed)
         self.trunk: Callable[[dict[str, Tensor], Tensor], Tensor] = self._trunk
 
     def forward(self, images: Tensor) -> Output:

@@ -47,7 +47,7 @@ class Finetune(nn.Module):
         self.universal, self.method = backbone, method
         self.task = nn.Module()
         self.task.body = body.requires_grad_(True)
-        self.task.head = new_head(backbone.num_features, num_classes, seed)
+        self.task.head = new_head(backbone, num_classes, seed)
 
     def forward(self, images: Tensor) -> Output:
         """(B, C, H, W) images to (B, K) logits."""

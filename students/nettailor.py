@@ -122,7 +122,7 @@ class NetTailor(nn.Module):
         self.task.proxies = _new_proxies(self.paths, self.nodes, config, backbone, seed)
         self._softmax = _Softmax(everything, self.paths, config.renormalise)
         self.task.scores = nn.Parameter(self._softmax.initial())
-        self.task.head = new_head(backbone.num_features, num_classes, seed)
+        self.task.head = new_head(backbone, num_classes, seed)
         self.task.norms = _tail_norms(backbone)
         self.task.drift = (
             _statistics(backbone) if config.statistics == "drift" else NamedTensors({})

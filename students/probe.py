@@ -31,7 +31,7 @@ class Probe(nn.Module):
         super().__init__()
         self.universal, self.method = backbone, "probe"
         self.task = nn.Module()
-        self.task.head = new_head(backbone.num_features, num_classes, seed)
+        self.task.head = new_head(backbone, num_classes, seed)
 
     def forward(self, images: Tensor) -> Output:
         """(B, C, H, W) images to (B, K) logits."""

@@ -86,7 +86,7 @@ class Taps(nn.Module):
         self.task = nn.Module()
         self.task.tuned = NamedTensors({n: params[n] for x in self.adapted for n in x.tensors})
         self.task.norms = task_norms(backbone.model)
-        self.task.head = new_head(backbone.num_features, num_classes, seed)
+        self.task.head = new_head(backbone, num_classes, seed)
         if gated:
             self.task.scores = nn.Parameter(
                 torch.full((len(self.adapted),), float(config.initial_score))

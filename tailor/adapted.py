@@ -91,7 +91,7 @@ class Adapted(nn.Module):
         self.task: Any = nn.Module()
         self.task.adapters = NamedModules({x.name: make(x) for x in self.adapted})
         self.task.norms = own_norms(backbone.model) if own else NamedModules({})
-        self.task.head = new_head(backbone.num_features, num_classes, seed)
+        self.task.head = new_head(backbone, num_classes, seed)
         if self.gated:
             start = torch.full((len(self.adapted),), float(config.initial_score))
             self.task.scores = nn.Parameter(start)

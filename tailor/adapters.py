@@ -2,7 +2,7 @@
 
 ``NamedTensors`` and ``NamedModules`` hold tensors and modules under the dotted names of the layers
 that they stand in for; ``task_norms`` and ``own_norms`` copy the norms of a backbone; ``new_head``
-is the linear classifier; ``with_head`` turns a body and a head into the plain network that
+is the task's own head; ``with_head`` turns a body and a head into the plain network that
 ``merge`` returns.
 """
 
@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tailor.backbone import norm_tensors
+from tailor.backbone import Backbone, norm_tensors
 
 
 class NamedTensors(nn.Module):
@@ -109,7 +109,18 @@ def copy_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         places[name].copy_(tensor)
 
 
-def new_head(num_features: int, num_classes: int, seed: int) -> nn.Linear:
+def new_head(backbone: Backbone, outputs: int, seed: int) -> nn.Module:
+    """The task's own head on what ``backbone`` returns: (B, D) to (B, K).
+
+    Args:
+        backbone: whose output it takes.
+        outputs: K.
+        seed: of its initialisation, which depends on nothing else.
+    """
+    return linear_head(backbone.num_features, outputs, seed)
+
+
+def linear_head(num_features: int, num_classes: int, seed: int) -> nn.Linear:
     """A linear classifier (D -> K), its initialisation a function of ``seed`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

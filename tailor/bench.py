@@ -51,7 +51,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tailor import catalog
-from tailor.adapters import new_head, with_head
+from tailor.adapters import linear_head, with_head
 from tailor.backbone import Backbone
 from tailor.cost import spread
 from tailor.data import throughput
@@ -344,7 +344,7 @@ Step = Callable[[Tensor, Tensor], object]
 
 def _plain(config: Config, backbone: Backbone) -> tuple[Step, Callable[[], nn.Module]]:
     """Ordinary fine-tuning, as a user of timm would write it."""
-    model = with_head(backbone.model, new_head(backbone.num_features, CLASSES, seed=0))
+    model = with_head(backbone.model, linear_head(backbone.num_features, CLASSES, seed=0))
     model = _placed(model, config).requires_grad_(True).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9)
 
@@ -369,7 +369,7 @@ def _method(config: Config, backbone: Backbone) -> tuple[Step, Callable[[], nn.M
     student = _placed(method.build(backbone, CLASSES, own), config).train()
     if isinstance(student, Distilled) and student.wants_teacher():
         network = with_head(
-            copy.deepcopy(backbone.model), new_head(backbone.num_features, CLASSES, seed=0)
+            copy.deepcopy(backbone.model), linear_head(backbone.num_features, CLASSES, seed=0)
         )
         names = [block.name for block in backbone.blocks]
         student.teacher = Teacher(_placed(network, config), names)

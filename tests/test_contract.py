@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tailor import catalog
-from tailor.adapters import new_head, with_head
+from tailor.adapters import linear_head, with_head
 from tailor.backbone import Backbone
 from tailor.optim import build_optimizer
 from tailor.settings import Settings
@@ -181,6 +181,6 @@ def test_a_pruned_student_is_rebuilt_from_names_and_tensors(method):
 
 def test_a_head_goes_where_the_architecture_has_its_own():
     backbone = Backbone.create("resnet18", weights="random", px=32)
-    network = with_head(copy.deepcopy(backbone.model), new_head(512, 4, seed=0))
+    network = with_head(copy.deepcopy(backbone.model), linear_head(512, 4, seed=0))
     assert network.fc.weight.shape == (4, 512)
     assert backbone.model.num_classes == 0

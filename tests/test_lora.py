@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from students import bn_adapt, lora
 from students.lora import Config, LowRank, build, full_rank, rebuild
-from tailor.adapters import new_head
+from tailor.adapters import linear_head
 from tailor.backbone import Backbone
 from tailor.errors import BadInput
 from tailor.optim import build_optimizer
@@ -151,7 +151,9 @@ def test_a_starts_kaiming_uniform_and_b_at_zero():
 def test_step_0_equals_the_source_network_bit_for_bit(name, norms):
     backbone = network(name)
     student, x = build(backbone, 5, Config(norms=norms)), noise(4, 3, 32, 32)
-    expected = nn.Sequential(copy.deepcopy(backbone.model), new_head(backbone.num_features, 5, 0))
+    expected = nn.Sequential(
+        copy.deepcopy(backbone.model), linear_head(backbone.num_features, 5, 0)
+    )
     with torch.no_grad():
         assert torch.equal(student.eval()(x).logits, expected.eval()(x))
         if norms == "own":

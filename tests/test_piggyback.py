@@ -17,7 +17,7 @@ from analysis.rows import read_runs, rows
 from analysis.table import table
 from students import bn_adapt, piggyback
 from students.piggyback import Config, Mask, build, rebuild
-from tailor.adapters import new_head
+from tailor.adapters import linear_head
 from tailor.backbone import Backbone
 from tailor.cost import Params, account, multiple_for
 from tailor.errors import BadInput
@@ -121,7 +121,9 @@ def test_training_switches_the_weights_that_the_published_rule_switches():
 def test_step_0_equals_the_source_network_bit_for_bit(name, norms):
     backbone = network(name)
     student, x = build(backbone, 5, Config(norms=norms)), noise(4, 3, 32, 32)
-    expected = nn.Sequential(copy.deepcopy(backbone.model), new_head(backbone.num_features, 5, 0))
+    expected = nn.Sequential(
+        copy.deepcopy(backbone.model), linear_head(backbone.num_features, 5, 0)
+    )
     with torch.no_grad():
         assert torch.equal(student.eval()(x).logits, expected.eval()(x))
         if norms == "own":

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from students import residual_adapters
 from students.residual_adapters import Config, build, rebuild, unmerge
-from tailor.adapters import new_head
+from tailor.adapters import linear_head
 from tailor.backbone import Backbone
 from tailor.behind import norms_behind
 from tailor.errors import BadInput
@@ -117,7 +117,9 @@ def test_tokens_of_a_linear_layer_are_adapted(kind):
 def test_step_0_equals_the_source_network_bit_for_bit(kind, name):
     backbone = network(name)
     student, x = build(backbone, 5, Config(adapters=kind)), noise(4, 3, 32, 32)
-    expected = nn.Sequential(copy.deepcopy(backbone.model), new_head(backbone.num_features, 5, 0))
+    expected = nn.Sequential(
+        copy.deepcopy(backbone.model), linear_head(backbone.num_features, 5, 0)
+    )
     with torch.no_grad():
         assert torch.equal(student.eval()(x).logits, expected.eval()(x))
         if name == "small_resnet":  # the others draw which paths they drop

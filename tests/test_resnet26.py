@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from students import residual_adapters
-from tailor.adapters import new_head, with_head
+from tailor.adapters import linear_head, with_head
 from tailor.backbone import Backbone, norm_tensors
 from tailor.errors import BadInput
 from tailor.options import Adapt, Data, Net, Teach
@@ -82,7 +82,7 @@ def parts(backbone):
 
 
 def head(backbone, classes):
-    return numbers(new_head(backbone.num_features, classes, seed=0).parameters())
+    return numbers(linear_head(backbone.num_features, classes, seed=0).parameters())
 
 
 def test_resnet26_is_its_published_layer_list(made):
@@ -383,7 +383,7 @@ def test_timms_network_of_the_same_name_is_told_and_can_be_had():
 
 
 def test_a_head_is_the_networks_own(made):
-    network = with_head(copy.deepcopy(made["resnet26"].model), new_head(256, 7, seed=0))
+    network = with_head(copy.deepcopy(made["resnet26"].model), linear_head(256, 7, seed=0))
     assert network(picture()).shape == (1, 7)
 
 

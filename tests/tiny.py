@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from students import finetune, nettailor, probe, taps
-from tailor.adapters import new_head
+from tailor.adapters import linear_head
 from tailor.backbone import Backbone
 from tailor.data import Batches
 from tailor.progress import Silent
@@ -117,7 +117,7 @@ def student(method: str, backbone: Backbone | None = None, **options: object) ->
     module = modules[method]
     if method == "nettailor":
         found = module.build(block_net(), CLASSES, module.Config(**options), seed=1)
-        network = nn.Sequential(block_net(seed=2).model, new_head(6, CLASSES, seed=2))
+        network = nn.Sequential(block_net(seed=2).model, linear_head(6, CLASSES, seed=2))
         found.teacher = Teacher(network, [f"0.blocks.{i}" for i in range(3)])
         return found
     return module.build(backbone or conv_net(), CLASSES, module.Config(**options), seed=1)
