@@ -47,6 +47,13 @@ def shade(colour: str, most: float = 1.0) -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list("shade", [(*to_rgb(colour), a) for a in (0.0, most)])
 
 
+def two_sided(below: str, above: str) -> LinearSegmentedColormap:
+    """Paper at 0, one colour on each side, light enough for ink."""
+    ends = [(*to_rgb(below), 0.65), (*to_rgb(below), 0.0), (*to_rgb(above), 0.0)]
+    stops = list(zip((0.0, 0.5, 0.5, 1.0), [*ends, (*to_rgb(above), 0.65)], strict=True))
+    return LinearSegmentedColormap.from_list("two-sided", stops, N=257)  # odd: 0 is a step
+
+
 def figure(width: float, height: float) -> Figure:
     """An empty figure, sizes in inches, whose parts keep out of each other's way."""
     return Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
@@ -126,7 +133,7 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
     figure.savefig(buffer, format="png", dpi=dpi)
     # The usual median cut would give the shades of a large area all colours, and points none.
     coverage, dither = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
-    few = Image.open(buffer).convert("RGB").quantize(256, coverage, dither=dither)
+    few = Image.open(buffer).convert("RGB").quantize(256, coverage, kmeans=1, dither=dither)
     small = io.BytesIO()
     few.save(small, format="png", optimize=True)  # a third of the bytes, no visible difference
     return small.getvalue()

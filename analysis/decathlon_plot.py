@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -129,7 +128,7 @@ def _draw_cells(
         shown = values - pd.Series(
             {domain: compared.get(domain) for domain in domains}, dtype=float
         )
-        colour = _two_sided(colours["finetune"], canvas.palette(["m"])["m"])
+        colour = canvas.two_sided(colours["finetune"], canvas.palette(["m"])["m"])
         top = min(max(float(shown.abs().max().max()), _LEAST), _MOST)
         title = canvas.plain(f"Accuracy minus that of {against}, points", 60)
     canvas.dress(axes, title=title, grid="")
@@ -148,12 +147,3 @@ def _draw_cells(
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-
-
-def _two_sided(below: str, above: str) -> LinearSegmentedColormap:
-    """Paper at 0, one colour on each side, light enough for ink."""
-    ends = [(*to_rgb(below), 0.65), (*to_rgb(below), 0.0), (*to_rgb(above), 0.0)]
-    places = (0.0, 0.5, 0.5, 1.0)
-    return LinearSegmentedColormap.from_list(
-        "two-sided", list(zip(places, [*ends, (*to_rgb(above), 0.65)], strict=True))
-    )

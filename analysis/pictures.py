@@ -6,8 +6,9 @@ once per backbone, training curves once per experiment.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -18,9 +19,11 @@ from analysis import (
     blocks,
     budget,
     curves,
+    forgetting,
     layers,
     pareto,
     scores,
+    sequences,
     summary,
     worth,
 )
@@ -74,6 +77,18 @@ def pictures(runs: Sequence[Run], frame: pd.DataFrame) -> list[Picture]:
         found += _questions(members, of, tail)
         found.append(_budget(lines, of, tail))
     return found
+
+
+def sequence_pictures(paths: Iterable[Path]) -> list[Picture]:
+    """What was learned and forgotten, one figure for each sequence of tasks among the paths."""
+    together: dict[tuple[str, ...], list[sequences.Matrix]] = {}
+    for found in sequences.read(paths):
+        together.setdefault(found.tasks, []).append(found)
+    asked = [forgetting.answer(found) for found in together.values()]
+    return [
+        Picture(f"sequence-{i}", answer.title, answer.text, answer.figure, answer.shown)
+        for i, answer in enumerate(asked, 1)
+    ]
 
 
 def curve_pictures(runs: Sequence[Run]) -> list[Picture]:

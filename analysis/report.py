@@ -13,9 +13,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import canvas, interactive, page, summary
+from analysis import canvas, interactive, page, sequences, summary
 from analysis.html_table import Origin
-from analysis.pictures import Picture, curve_pictures, pictures
+from analysis.pictures import Picture, curve_pictures, pictures, sequence_pictures
 from analysis.rows import Run, experiments, final, read_runs, rows
 from analysis.table import caption, cells, markdown, table
 from tailor.errors import BadInput
@@ -31,7 +31,7 @@ def write_report(paths: Iterable[str | Path], out: str | Path, *, static: bool =
     ``<stem>_files/`` beside it. Each file appears whole or not at all.
 
     Args:
-        paths: run directories, or directories of sweeps.
+        paths: run directories, or directories of sweeps or sequences.
         out: file to write; its folder is made where it is missing.
         static: leave out the chart that answers to a mouse, and the 5 MB of plotly that draw it;
             its still picture stays.
@@ -61,7 +61,7 @@ def _html(runs: Sequence[Run], paths: Sequence[Path], *, static: bool) -> str:
     members = dict(zip(frame.index, (group for _, group in named), strict=True))
     last = {group[0].path for _, group in final(runs)}
     origins = summary.origins(group for _, group in named)
-    drawn = [_figure(picture) for picture in pictures(runs, frame)]
+    drawn = [_figure(picture) for picture in _pictures(runs, frame, paths)]
     if not static:
         drawn = _with_charts(drawn, frame, members)
     return page.page(
@@ -84,6 +84,12 @@ def _html(runs: Sequence[Run], paths: Sequence[Path], *, static: bool) -> str:
             versions=summary.versions(runs),
         )
     )
+
+
+def _pictures(runs: Sequence[Run], frame: pd.DataFrame, paths: Sequence[Path]) -> list[Picture]:
+    """Sequences of tasks come first, for their numbers are of all tasks together."""
+    learned = [path for path in paths if sequences.holds(path)]
+    return [*(sequence_pictures(learned) if learned else []), *pictures(runs, frame)]
 
 
 def _with_charts(
@@ -122,7 +128,7 @@ def _markdown(runs: Sequence[Run], paths: Sequence[Path], folder: Path) -> str:
     parts = [f"# {_one_line(summary.title(frame))}", summary.facts(runs, frame)]
     parts += ["\n".join(f"- {_one_line(sentence)}" for sentence in said)]
     parts += [summary.rule(frame), markdown(cells(frame)), caption(frame)]
-    for picture in pictures(runs, frame):
+    for picture in _pictures(runs, frame, paths):
         parts += [f"## {_one_line(picture.title)}", _image(picture, folder), picture.text]
     parts.append("## Training curves")
     for picture in curve_pictures(runs):

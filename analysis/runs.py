@@ -17,6 +17,7 @@ from tailor.errors import BadInput
 from tailor.run import BASIS, LATENCY, SCHEMA
 
 SWEEP = "sweep.json"  # marks the directory of a sweep
+MATRIX = "matrix.json"  # that of a sequence of tasks, once the first is learned
 
 _NEEDED = ("task", "method", "backbone", "seed", "stage", "layers", "layers_adapted", "params")
 
@@ -37,7 +38,8 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 
     Args:
         paths: run directories. The directory of a sweep stands for all finished runs below it, in
-            the order of their names; the basis that lies beside compressed runs is passed over.
+            the order of their names, that of a sequence for the run of each task learned; the basis
+            that lies beside compressed runs is passed over.
 
     Raises:
         BadInput: no path at all, or a path that is no run directory, is not finished, was
@@ -45,7 +47,7 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     """
     distinct: dict[Path, Path] = {}
     for given in (path for path in map(Path, paths) if path.name != BASIS):
-        for path in _of_sweep(given) if (given / SWEEP).exists() else [given]:
+        for path in _inside(given):
             distinct.setdefault(path.resolve(), path)
     if not distinct:
         raise BadInput("no run directory given; name at least one, such as `tailor report runs/*`")
@@ -76,6 +78,16 @@ def left_out(paths: Iterable[str | Path]) -> int:
     sweeps = [path for path in map(Path, paths) if (path / SWEEP).exists()]
     begun = [file.parent for folder in sweeps for file in folder.rglob("run.json")]
     return sum(not (path / "result.json").exists() for path in begun)
+
+
+def _inside(given: Path) -> list[Path]:
+    """The run directories that a path stands for."""
+    if (given / SWEEP).exists():
+        return _of_sweep(given)
+    if (given / MATRIX).exists():
+        learned = _read_json(given, MATRIX).get("runs") or []
+        return [given / str(name) for name in learned]
+    return [given]
 
 
 def _of_sweep(folder: Path) -> list[Path]:

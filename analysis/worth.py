@@ -33,7 +33,7 @@ from tailor.worth import stored
 Split = Literal["train", "val", "test"]
 
 _MOST = 8  # experiments with panels of their own; of more, the tasks of a setting share one
-_KINDS = {"delta": 0, "universal": 0, "proxy": 1}  # places in the palette
+_KINDS = {"delta": 0, "side": 0, "universal": 0, "proxy": 1}  # places in the palette
 _TOLD = ("kind", "params", "seeds", "score", "change", "worth", "se", "spread", "n")
 _RANKS = ("rho_score", "rho_score_low", "rho_score_high", "rho_change", "rho_size")
 

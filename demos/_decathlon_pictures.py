@@ -52,7 +52,7 @@ def deploy(path: Path) -> Deployed:
     task = task_of(opened.data)
     shown = batches(task, "test", student.universal, opened.data, Settings(device="cpu"))
     predicted, labels, difference = [], [], 0.0
-    for images, truth, _ in shown.epoch(0):
+    for images, truth, *_ in shown.epoch(0):
         logits = network(images)
         difference = max(difference, float((logits - student(images).logits).abs().max()))
         predicted.append(logits.argmax(1))

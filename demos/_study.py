@@ -146,7 +146,7 @@ def run(study: Study, *, command: str, workers: int | None = None) -> list[Path]
         with context.Manager() as manager:
             news = manager.Queue()
             others = set(multiprocessing.active_children())
-            with ProcessPoolExecutor(count, context, _end_with_parent) as pool:
+            with ProcessPoolExecutor(count, context, end_with_parent) as pool:
                 done = 0
                 try:
                     for students in (False, True):  # teachers must be finished before students
@@ -216,7 +216,7 @@ def _listen(
             yield future
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Let a worker stop when the study was killed; its run resumes from its last checkpoint."""
     parent = multiprocessing.parent_process()
     assert parent is not None

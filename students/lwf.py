@@ -7,6 +7,10 @@ z0 are the logits that the source network, as it was, gives the *new* images, z 
 that is being trained: body, source head and new head all learn, and no source image is needed. The
 source network is the frozen trunk in evaluation mode, so nothing of it is copied or saved.
 
+In a sequence (``sequel``) body, source head and the heads of all earlier tasks learn on, and each
+old head has a term of its own: z0 are the logits of a frozen copy of the network as the task before
+left it. The copy is gone once the task is learned.
+
 The source head is the one that the backbone's weights came with. Weights without one (random ones,
 files without a classifier) have their pooled features matched instead, by the mean squared
 difference. The trained source head is part of the task's file: one tuned network serves both tasks,
@@ -21,6 +25,7 @@ the new head learns.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,9 +33,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from students.finetune import Finetune
+from students.finetune import Finetune, shared_body
 from tailor.backbone import Backbone
 from tailor.errors import BadInput
+from tailor.settings import added
 from tailor.source_head import source_head
 from tailor.student import Output
 from tailor.teacher import Teacher
@@ -49,11 +55,14 @@ class Config:
     """T: logits are divided by it; above 1, unlikely source classes count for more."""
     match: Literal["auto", "logits", "features"] = "auto"
     """What stays: logits of the source classes, or pooled features; auto takes logits where the
-    weights have a classifier."""
+    weights have a classifier. In a sequence, the logits of earlier tasks, or features."""
+    statistics: Literal["own", "shared"] = added("shared")
+    """In a sequence of tasks, running statistics of batch norms: those of the newest task for all,
+    as one network serves them and is held as it runs, or each task's own."""
 
 
 class Lwf(Finetune):
-    """A trained network beside the trunk, with two heads, that is held to what the trunk says.
+    """A trained network beside the trunk, with several heads, that is held to what it said before.
 
     Args:
         backbone: the trunk, left alone.
@@ -61,9 +70,10 @@ class Lwf(Finetune):
         config: weight, temperature, and what is matched.
         source: the source head as it was; None matches features.
         seed: of the new head's initialisation.
+        before: the students of all earlier tasks, whose network this one goes on with.
     """
 
-    teacher: Teacher | None = None  # the trunk teaches; no run is asked for
+    teacher: Teacher | None = None  # the network as it was teaches; no run is asked for
 
     def __init__(
         self,
@@ -73,20 +83,44 @@ class Lwf(Finetune):
         source: nn.Linear | None,
         *,
         seed: int = 0,
+        before: Sequence[Lwf] = (),
     ) -> None:
-        body = copy.deepcopy(backbone.model)
+        if before:
+            body = shared_body(before[-1].task.body, config.statistics)
+        else:
+            body = copy.deepcopy(backbone.model)
         super().__init__(backbone, body, num_classes, seed=seed, method="lwf")
         self.config, self.source = config, source  # frozen, and outside of what is saved
+        self._targets = tuple(student.universal.target for student in before)
+        self._old: tuple[nn.Module, ...] = ()  # body and heads as they were, outside of the task
         if source is not None:
             self.task.source = copy.deepcopy(source).requires_grad_(True)
+        if before:
+            if source is not None:
+                self.task.source = before[-1].task.source
+            self.task.earlier = nn.ModuleList(student.task.head for student in before)
+            # Now, not when training begins: a run may go on in the middle of it.
+            parts = [body, *self._old_heads()]
+            self._old = tuple(copy.deepcopy(p).eval().requires_grad_(False) for p in parts)
+
+    def _old_heads(self) -> list[nn.Module]:
+        """The source head, if there is one, then those of earlier tasks, as they are now."""
+        source = [] if self.source is None else [self.task.source]
+        return [*source, *getattr(self.task, "earlier", ())]
 
     def forward(self, images: Tensor) -> Output:
-        """(B, C, H, W) images to (B, K) logits; in training also what is held to the source's."""
+        """(B, C, H, W) images to (B, K) logits; in training also what is held to what it was."""
         features = self.task.body(images)
         logits = self.task.head(features)
         if not self.training or self.config.source_weight == 0:
             return Output(logits)
-        return Output(logits, (features if self.source is None else self.task.source(features),))
+        return Output(logits, self._held(features, self._old_heads()))
+
+    def _held(self, features: Tensor, heads: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+        """What must stay: the logits of every old head, or the features."""
+        if not heads or self.config.match == "features":
+            return (features,)
+        return tuple(head(features) for head in heads)
 
     def source_logits(self, images: Tensor) -> Tensor:
         """(B, C, H, W) images to (B, source classes) logits of the network as tuned.
@@ -104,26 +138,50 @@ class Lwf(Finetune):
         return False
 
     def distillation(self, images: Tensor, output: Output, indices: Tensor | None) -> Tensor | None:
-        """λ_o times the distance to the source network; None where λ_o is 0."""
+        """λ_o times the distances of all old heads to what they said; None where λ_o is 0."""
         if not output.block_outputs:
             return None
-        (given,) = output.block_outputs
         with torch.no_grad():
-            wanted = self.universal(images)
-            if self.source is not None:
-                wanted = self.source(wanted)
-        if self.source is None:
-            loss = F.mse_loss(given.float(), wanted.float())
+            if self._old:
+                wanted = self._held(self._old[0](images), self._old[1:])
+            else:
+                source = [] if self.source is None else [self.source]
+                wanted = self._held(self.universal(images), source)
+        if not self._old_heads() or self.config.match == "features":
+            kinds = ["values"]
         else:
-            loss = old_task_loss(given, wanted, self.config.temperature)
-        return self.config.source_weight * loss
+            source = [] if self.source is None else ["class"]
+            kinds = [*source, *(target.kind for target in self._targets)]
+        losses = [
+            _distance(now, before, kind, self.config.temperature)
+            for now, before, kind in zip(output.block_outputs, wanted, kinds, strict=True)
+        ]
+        return self.config.source_weight * torch.stack(losses).sum()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Lwf:
+        """The network as it was goes where this student goes."""
+        for module in self._old:
+            module._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
     def roles(self) -> dict[str, list[nn.Parameter]]:
-        """Fine-tuning's, the source head with the body."""
+        """Fine-tuning's, all other heads with the body."""
         found = super().roles()
-        if self.source is not None:
-            found["body"] += list(self.task.source.parameters())
+        for head in self._old_heads():
+            found["body"] += list(head.parameters())
         return found
+
+
+def _distance(now: Tensor, before: Tensor, kind: str, temperature: float) -> Tensor:
+    """How far an old head's output, or the features, went: a scalar."""
+    if kind.endswith("values"):
+        return F.mse_loss(now.float(), before.float())
+    if kind == "set":  # every label is a question of its own, as in the paper
+        target = (before.float() / temperature).sigmoid()
+        loss = F.binary_cross_entropy_with_logits(now.float() / temperature, target)
+        return loss * now.shape[1]
+    return old_task_loss(now, before, temperature)
 
 
 def old_task_loss(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
@@ -158,6 +216,38 @@ def build(
             weights without a classifier.
     """
     config = config or Config()
+    _check(config)
+    source = None
+    if config.source_weight > 0 and config.match != "features":
+        source = source_head(backbone)
+        if source is None and config.match == "logits":
+            raise BadInput(_headless(backbone))
+    return Lwf(backbone, num_classes, config, source, seed=seed)
+
+
+def sequel(
+    before: Sequence[Lwf],
+    backbone: Backbone,
+    num_classes: int,
+    config: Config | None = None,
+    *,
+    seed: int = 0,
+) -> Lwf:
+    """The next task's student: the same body and old heads, all of them trained, and a new head.
+
+    Args:
+        before: the students of all earlier tasks, as they are now; what the new one is held to.
+        backbone, num_classes, config, seed: as in ``build``.
+    """
+    config = config or Config()
+    _check(config)
+    source = before[0].source
+    for student in before:
+        student._old = ()  # it is learned: what it was held to is needed no more
+    return Lwf(backbone, num_classes, config, source, seed=seed, before=before)
+
+
+def _check(config: Config) -> None:
     if not config.source_weight >= 0:
         raise BadInput(
             f"source_weight is {config.source_weight}, but a distance cannot be rewarded; give "
@@ -165,9 +255,3 @@ def build(
         )
     if not config.temperature > 0:
         raise BadInput(f"temperature is {config.temperature}; give --temperature above 0")
-    source = None
-    if config.source_weight > 0 and config.match != "features":
-        source = source_head(backbone)
-        if source is None and config.match == "logits":
-            raise BadInput(_headless(backbone))
-    return Lwf(backbone, num_classes, config, source, seed=seed)

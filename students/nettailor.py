@@ -20,6 +20,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -33,6 +34,7 @@ from tailor.cost import total_macs
 from tailor.errors import BadInput
 from tailor.graft import AllButLast, Pass, grafted
 from tailor.paths import STEM, Path, alive, all_paths, connection
+from tailor.prefix import Cut, Prefix, longest_prefix
 from tailor.proxy import Node, Pool, Proxy
 from tailor.published import nettailor_hidden, nettailor_published_costs
 from tailor.student import Gate, LayerState, Output, layer_states
@@ -154,6 +156,7 @@ class NetTailor(nn.Module):
         network = grafted(model, replaced | own | {units[0]: _Blocks(self._run)})
         # In a tuple, because a registered module would switch the trunk to training mode.
         self._network = (_Whole(model, network),)
+        self._cuts: dict[int, tuple[Cut, Cut] | None] = {}
 
     def gate_values(self) -> Tensor:
         """(P,) softmax gates of the paths, in their order."""
@@ -162,9 +165,53 @@ class NetTailor(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         """(B, C, H, W) images to (B, K) logits; in training with the outputs of all blocks."""
-        features = self.trunk(images)
+        return self._output(self.trunk(images))
+
+    def _output(self, features: Tensor) -> Output:
         heard, self._heard = tuple(self._heard), []
         return Output(self.task.head(features), heard)
+
+    def prefix(self) -> Prefix | None:
+        """The stem, and of a pruned student the blocks that nothing was put beside."""
+        cuts = self._start_and_rest()
+        return None if cuts is None else cuts[0].prefix()
+
+    def resume(self, given: Tensor, images: Tensor) -> Output:
+        """What ``forward`` returns for ``images``, from the prefix's output on."""
+        cuts = self._start_and_rest()
+        assert cuts is not None, "resumed without a prefix"
+        self.universal.model.eval()
+        return self._output(cuts[1].rest(given, images))
+
+    def _start_and_rest(self) -> tuple[Cut, Cut] | None:
+        """The trunk cut behind its frozen blocks, and the network that runs all others there."""
+        first = self._frozen_blocks()
+        if first not in self._cuts:  # tried when it is asked for: it takes a few passes
+            blocks = self.universal.blocks
+            touched = [unit for block in blocks[first:] for unit in block.units]
+            start = longest_prefix(self.universal, touched)
+            wanted = blocks[first - 1].name if first else STEM
+            if self.config.statistics == "drift" or start is None or start.name != wanted:
+                self._cuts[first] = None
+                return None
+            rest = _Blocks(partial(self._run, first=first))
+            network = grafted(self._network[0].network[0], {blocks[0].units[0]: rest})
+            self._cuts[first] = start, Cut(self.universal, network, 0, start.stem)
+        return self._cuts[first]
+
+    def _frozen_blocks(self) -> int:
+        """How many blocks have one way in and a gate of 1 for good, and none past the last of them.
+
+        A teacher wants to hear every block.
+        """
+        count = 0
+        while count < self.last - 1 and not self.wants_teacher():
+            into = [p for p in self.paths if p.target == count + 1]
+            if len(into) != 1 or into[0].kind == "proxy" or into[0] in self._softmax.free:
+                break
+            count += 1
+        past = [p.source for p in self.paths if p.target > count]
+        return min([count, *past])
 
     def _features(self, images: Tensor) -> Tensor:
         self.universal.model.eval()
@@ -178,13 +225,14 @@ class NetTailor(nn.Module):
         self.universal.model.eval()
         return features
 
-    def _run(self, x: Tensor) -> Tensor:
-        """All blocks, from the stem's output to the last block's."""
+    def _run(self, x: Tensor, first: int = 0) -> Tensor:
+        """All blocks behind the ``first`` ones, from their output (the stem's) to the last's."""
         gates = dict(zip((p.name for p in self.paths), self.gate_values().unbind(), strict=True))
         local = self.config.distillation == "local" and self.training and self.teacher is not None
-        nodes: list[Tensor | None] = [x, *[None] * self.last]
+        nodes: list[Tensor | None] = [None] * (self.last + 1)
+        nodes[first] = x
         pooled: dict[tuple[int, tuple[int, ...]], Tensor] = {}
-        for number in range(1, self.last + 1):
+        for number in range(first + 1, self.last + 1):
             into = [p for p in self.paths if p.target == number]
             total = near = None
             # The universal path comes last: its product with the gate is added in one pass.
@@ -350,7 +398,7 @@ class NetTailor(nn.Module):
         smaller.task.scores = nn.Parameter(smaller._softmax.fitting(values))
         smaller._assemble()
         smaller.teacher = self.teacher
-        return smaller.to(self.task.head.weight.device).train(self.training)
+        return smaller.to(next(self.task.parameters()).device).train(self.training)
 
     @torch.no_grad()
     def merge(self) -> nn.Module:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from tailor.adapters import new_head, with_head
 from tailor.backbone import Backbone
+from tailor.frozen import frozen_pass, part_of
+from tailor.prefix import FEATURES, Prefix
 from tailor.student import LayerState, Output, layer_states
 
 PAPER = "common baseline"
@@ -35,9 +36,19 @@ class Probe(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         """(B, C, H, W) images to (B, K) logits."""
-        with torch.no_grad():
-            features = self.universal(images)
-        return Output(self.task.head(features))
+        return self.resume(self._features(images), images)
+
+    def _features(self, images: Tensor) -> Tensor:
+        # Exact, because a merged probe is a plain network and must say the same.
+        return frozen_pass(self.universal, images, part=part_of(self.universal), exact=True)
+
+    def prefix(self) -> Prefix:
+        """All but the head."""
+        return Prefix(FEATURES, self._features)
+
+    def resume(self, given: Tensor, images: Tensor) -> Output:
+        """(B, D) features to (B, K) logits."""
+        return Output(self.task.head(given))
 
     def roles(self) -> dict[str, list[nn.Parameter]]:
         """The head is all there is."""

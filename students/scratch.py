@@ -25,5 +25,12 @@ def build(
 ) -> Finetune:
     """The same architecture, drawn anew from ``seed``, with a new head."""
     channels, _, px = backbone.input_size
-    fresh = Backbone.create(backbone.name, weights="random", px=px, in_chans=channels, seed=seed)
+    fresh = Backbone.create(
+        backbone.name,
+        weights="random",
+        px=px,
+        in_chans=channels,
+        seed=seed,
+        dense=backbone.dense,
+    )
     return Finetune(backbone, fresh.model, num_classes, seed=seed, method="scratch")

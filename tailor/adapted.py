@@ -29,6 +29,7 @@ from tailor.graft import grafted
 from tailor.losses import Pricing, layer_prices, sparsity
 from tailor.normed import can_join
 from tailor.place import Adapter, Joining, NormBehind, Place
+from tailor.prefix import Cut, Prefix, longest_prefix
 from tailor.student import Gate, LayerState, Output, layer_states
 
 
@@ -120,6 +121,7 @@ class Adapted(nn.Module):
         view = grafted(model, norms | places)
         # In a tuple: registered, the trunk's tensors would be listed twice.
         self._view, self._places = (view,), tuple(places.values())
+        self._cuts: tuple[Cut | None, ...] = ()
 
     def _check_reached(self) -> None:
         weight = next(self.universal.model.parameters())
@@ -156,13 +158,36 @@ class Adapted(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         """(B, C, H, W) images to (B, K) logits."""
+        self._set()
+        return Output(self.task.head(self.trunk(images)))
+
+    def prefix(self) -> Prefix | None:
+        """The blocks before the first adapter, gated or not, and the first norm of the task's."""
+        cut = self._cut()
+        return None if cut is None else cut.prefix()
+
+    def resume(self, given: Tensor, images: Tensor) -> Output:
+        """What ``forward`` returns for ``images``, from the prefix's output on."""
+        cut = self._cut()
+        assert cut is not None, "resumed without a prefix"
+        self._set()
+        return Output(self.task.head(cut.rest(given, images)))
+
+    def _cut(self) -> Cut | None:
+        if not self._cuts:  # tried when it is asked for: it takes a few passes
+            touched = [*(x.name for x in self.adapted), *(n for n, _ in self.task.norms.items())]
+            view = self._view[0]
+            self._cuts = (longest_prefix(self.universal, touched, network=view, trains=True),)
+        return self._cuts[0]
+
+    def _set(self) -> None:
+        """Hand gates and mode to the view."""
         if self.gated:
             if self.training:  # as in students/taps.py: 0 is as closed as it gets
                 self.task.scores.data.clamp_(min=0.0)
             for i, (place, on) in enumerate(zip(self._places, self.open_gates(), strict=True)):
                 place.score, place.on = self.task.scores[i], on
         self._switch()
-        return Output(self.task.head(self.trunk(images)))
 
     def _switch(self) -> None:
         """Give the shared modules (dropout) and the view's own the mode of this student.

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tailor.backbone import Backbone, norm_tensors
+from tailor.pixel_head import pixel_head
+from tailor.taskonomy_decoder import taskonomy_head
 
 
 class NamedTensors(nn.Module):
@@ -110,13 +112,29 @@ def copy_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def new_head(backbone: Backbone, outputs: int, seed: int) -> nn.Module:
-    """The task's own head on what ``backbone`` returns: (B, D) to (B, K).
+    """The task's own head on what ``backbone`` returns.
+
+    Pooled features (B, D) have a linear classifier to (B, K), maps (B, C, h, w) a light decoder to
+    (B, K, H, W). With the decoder of Taskonomy, maps have that one, for images and for pixels.
 
     Args:
-        backbone: whose output it takes.
+        backbone: whose output it takes, and which knows what is predicted.
         outputs: K.
         seed: of its initialisation, which depends on nothing else.
+
+    Returns:
+        A module whose ``out_features`` is K.
+
+    Raises:
+        BadInput: a decoder that does not fit the map.
     """
+    target, shape = backbone.target, backbone.feature_shape
+    if backbone.decoder == "taskonomy":
+        head = taskonomy_head(shape, outputs, seed, dense=target.dense, bounded=target.numeric)
+        head.out_features = outputs  # type: ignore[assignment]
+        return head
+    if backbone.dense:
+        return pixel_head(shape, outputs, backbone.input_size[1:], seed)
     return linear_head(backbone.num_features, outputs, seed)
 
 
@@ -127,12 +145,14 @@ def linear_head(num_features: int, num_classes: int, seed: int) -> nn.Linear:
         return nn.Linear(num_features, num_classes)
 
 
-def with_head(body: nn.Module, head: nn.Linear) -> nn.Module:
+def with_head(body: nn.Module, head: nn.Module) -> nn.Module:
     """The plain network: ``body`` with ``head`` where the architecture has its classifier.
 
-    For timm models that is a plain timm model; ``nn.Sequential`` where the classifier is no
-    linear layer on the pooled features.
+    For timm models that is a plain timm model; ``nn.Sequential`` where the classifier or ``head``
+    is no linear layer on the pooled features.
     """
+    if not isinstance(head, nn.Linear):
+        return nn.Sequential(body, head)
     reset = cast("Callable[[int], None] | None", getattr(body, "reset_classifier", None))
     if reset is None:
         return nn.Sequential(body, head)

@@ -142,6 +142,27 @@ class Decathlon(Question):
     domains of the Visual Decathlon and finetune elsewhere, by default."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Forgetting(Question):
+    """Tasks learned one after the other: how well, how much is forgotten, at what size?
+
+    RUNS are directories of `tailor lifelong`, or a folder of them: one sequence of tasks, any
+    methods and seeds. A line per method: average metric and rank after the last task, forgetting,
+    backward and forward transfer, rigidity, parameters, memory, time. The picture has the matrix of
+    every method (task learned x task measured) and curves over the sequence.
+
+    Example: tailor forgetting runs/domains/* --out forgetting.png
+
+    Example: tailor forgetting runs/icifar --oracle finetune --json
+    """
+
+    runs: Annotated[tuple[Path, ...], "positional"]
+    """Directories of `tailor lifelong`, or a folder of them."""
+    oracle: str = "independent"
+    """The method, or setting among the runs, with a network for each task: rigidity and
+    intransigence compare with it."""
+
+
 OPTIONS: dict[str, type[Question]] = {
     "layers": Layers,
     "blocks": Blocks,
@@ -151,6 +172,7 @@ OPTIONS: dict[str, type[Question]] = {
     "scores": Scores,
     "worth": Worth,
     "decathlon": Decathlon,
+    "forgetting": Forgetting,
 }
 QUESTIONS = {
     "layers": "which layers were adapted, and how much",
@@ -161,6 +183,7 @@ QUESTIONS = {
     "worth": "accuracy lost when a layer's delta is closed, against its score",
     "budget": "what a task stores, and what many tasks cost",
     "decathlon": "methods over many domains: accuracy, parameters, score",
+    "forgetting": "tasks one after the other: accuracy, forgetting, transfer, growth",
 }
 _ELSEWHERE = ("runs", "out", "device", "root")  # options that no analysis needs
 
@@ -188,9 +211,10 @@ def ask(options: Question, *, tell: Callable[[str], Any] | None = None) -> Any:
         raise BadInput(f"no run given; name run directories, as in `tailor {verb} runs/svhn/*`")
     if options.out is not None:
         paper.check_place(options.out)
-    runs = rows.read_runs(options.runs)
+    read = getattr(module, "read", rows.read_runs)  # a question may be of other folders than runs
+    runs = read(options.runs)
     if _measured(options, module, runs, tell):
-        runs = rows.read_runs(options.runs)
+        runs = read(options.runs)
     said = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(options)

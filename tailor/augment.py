@@ -20,7 +20,13 @@ RATIO = (3 / 4, 4 / 3)  # its width over its height
 
 
 def pad_crop(
-    images: Tensor, corner: Tensor, px: int, pad: int, *, mirrored: bool = False
+    images: Tensor,
+    corner: Tensor,
+    px: int,
+    pad: int,
+    *,
+    mirrored: bool = False,
+    border: float = 0,
 ) -> Tensor:
     """Add a border and cut one window out of each image.
 
@@ -30,7 +36,8 @@ def pad_crop(
         px: side of the window.
         pad: width of the border, 0 for none.
         mirrored: the border shows the image mirrored at its outermost pixels, each of which is
-            there once; ``pad`` is less than S then. Otherwise it is black.
+            there once; ``pad`` is less than S then.
+        border: the value of a border that is not mirrored, 0 for black.
 
     Returns:
         (B, C, px, px) of the same type.
@@ -42,7 +49,7 @@ def pad_crop(
         place = last - (last - place.abs()).abs()
         padded = images.index_select(2, place).index_select(3, place)
     else:
-        padded = F.pad(images, (pad, pad, pad, pad)) if pad else images
+        padded = F.pad(images, (pad, pad, pad, pad), value=border) if pad else images
     # One advanced index over all windows: no loop over samples, and on a CPU six times
     # faster than an index per pixel.
     windows = padded.unfold(2, px, 1).unfold(3, px, 1)  # (B, C, tops, lefts, px, px)
@@ -80,13 +87,41 @@ def resized_crop(images: Tensor, box: Tensor, px: int) -> Tensor:
     Returns:
         (B, C, px, px).
     """
-    steps = (2 * torch.arange(px, device=images.device, dtype=images.dtype) + 1) / px - 1
+    grid = _grid(box, px, images.dtype)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def resized_classes(maps: Tensor, box: Tensor, px: int) -> Tensor:
+    """The same of (B, 1, S, S) whole numbers: each pixel is that of the nearest one."""
+    grid = _grid(box, px, torch.float32)
+    found = F.grid_sample(
+        maps.float(), grid, mode="nearest", padding_mode="border", align_corners=False
+    )
+    return found.to(maps.dtype)
+
+
+def resized_values(maps: Tensor, box: Tensor, px: int) -> Tensor:
+    """The same of (B, K, S, S) numbers, NaN where not counted.
+
+    A value is the mean of its neighbours that are counted, by their bilinear weight; it is counted
+    where at least half of that weight is.
+    """
+    grid = _grid(box, px, maps.dtype)
+    counted = (~maps.isnan()).to(maps.dtype)
+    both = torch.cat([maps.nan_to_num(0.0), counted], dim=1)
+    found = F.grid_sample(both, grid, padding_mode="border", align_corners=False)
+    total, weight = found.chunk(2, dim=1)
+    return torch.where(weight >= 0.5, total / weight, torch.nan)
+
+
+def _grid(box: Tensor, px: int, dtype: torch.dtype) -> Tensor:
+    """(B, px, px, 2) places x, y to sample at, for ``F.grid_sample``."""
+    steps = (2 * torch.arange(px, device=box.device, dtype=dtype) + 1) / px - 1
     centre = 2 * box[:, :2] - 1  # grid_sample's image spans -1 to 1
     y = centre[:, :1] + box[:, 2:3] * steps  # (B, px)
     x = centre[:, 1:] + box[:, 3:4] * steps  # (B, px)
-    shape = (len(images), px, px)
-    grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=-1)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    shape = (len(box), px, px)
+    return torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=-1)
 
 
 def mirror(images: Tensor, mask: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Backbone: any pre-trained network seen as stem, ordered universal blocks and pooled features.
+"""Backbone: any pre-trained network seen as stem, ordered universal blocks and features.
 
 A backbone is a timm model (or one of our own families in ``teachers/``) without its head:
-``(B, C, H, W)`` images in, ``(B, D)`` features out. It is frozen from birth; everything that a
+``(B, C, H, W)`` images in, ``(B, D)`` pooled features out, or the map below them where the labels
+are of pixels (``unpool.py``). It is frozen from birth; everything that a
 task trains lives in a ``Student``. Blocks (``trace.py``) and layers are found by running the
 network once and watching it, never by matching names. Left out: heads (each task has its own) and
 training.
@@ -11,12 +12,13 @@ timm: Wightman, PyTorch Image Models, https://github.com/huggingface/pytorch-ima
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -25,9 +27,12 @@ from torch import Tensor, nn
 from tailor import catalog
 from tailor.cost import layer_macs, module_macs
 from tailor.errors import BadInput, first_line
+from tailor.target import CLASS, PIXEL_CLASS, Target
 from tailor.trace import Block, trace
+from tailor.unpool import unpool
 from tailor.weights import load_weights, weights_file
 
+Decoder = Literal["light", "taskonomy"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -51,9 +56,12 @@ class Backbone(nn.Module):
         input_size: (C, H, W) of one image.
         mean, std: the input normalisation that the weights expect, in the 0 to 1 scale.
         weights: where the numbers come from: ``pretrained``, ``random`` or a file.
+        dense: ``model`` returns its last map, (B, C, h, w), instead.
+        decoder: the kind of head that turns a map into a prediction (``new_head``).
+        target: what is predicted; classes of images, or of pixels where ``dense``, by default.
 
     Raises:
-        BadInput: the network cannot run on ``input_size``, or does not return (B, D).
+        BadInput: the network cannot run on ``input_size``, or does not return what it should.
     """
 
     def __init__(
@@ -65,18 +73,26 @@ class Backbone(nn.Module):
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
         weights: str = "random",
+        dense: bool = False,
+        decoder: Decoder = "light",
+        target: Target | None = None,
     ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.name, self.weights = name, weights
+        self.dense, self.decoder = dense, decoder
+        self.target = target or (PIXEL_CLASS if dense else CLASS)
         self.input_size, self.mean, self.std = input_size, tuple(mean), tuple(std)
         features, self.chain = trace(model, name, input_size)
-        if features.ndim != 2:
+        if features.ndim != (4 if dense else 2):
+            wanted = "(batch, channels, height, width)" if dense else "(batch, channels)"
+            ends = "a feature map" if dense else "global pooling"
             raise BadInput(
                 f"backbone {name!r} returns features of shape {tuple(features.shape)}, not "
-                f"(batch, channels); give a network that ends in global pooling"
+                f"{wanted}; give a network that ends in {ends}"
             )
-        self.num_features = features.shape[1]
+        self.feature_shape = tuple(features.shape[1:])  # (D,), or (C, h, w) where dense
+        self.num_features = features.shape[1]  # D or C
         self.layers = _layers(model, input_size)
         self._block_costs: tuple[tuple[int, int], ...] | None = None
 
@@ -89,6 +105,9 @@ class Backbone(nn.Module):
         px: int | None = None,
         in_chans: int = 3,
         seed: int = 0,
+        dense: bool = False,
+        decoder: Decoder = "light",
+        target: Target | None = None,
     ) -> Backbone:
         """Build a backbone by name.
 
@@ -99,9 +118,11 @@ class Backbone(nn.Module):
             px: input side; the model's own default where None.
             in_chans: input channels; published first convolutions are summed or repeated.
             seed: of the random initialisation.
+            dense, decoder, target: see the class.
 
         Raises:
-            BadInput: unknown name, weights that cannot be had, or weights of another network.
+            BadInput: unknown name, weights that cannot be had, or weights of another network; or
+                one that has no map, where that is wanted.
         """
         if px is not None and px < 1:
             raise BadInput(f"px is {px}; give the side of the input in pixels, 1 or more")
@@ -129,6 +150,8 @@ class Backbone(nn.Module):
             load_weights(model, path, str(config.get("classifier", "fc")))
         if in_chans == 1:
             mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+        if dense:
+            unpool(model.eval(), name, (in_chans, side, side))
         return cls(
             model,
             name=name,
@@ -136,6 +159,45 @@ class Backbone(nn.Module):
             mean=mean,
             std=std,
             weights=weights,
+            dense=dense,
+            decoder=decoder,
+            target=target,
+        )
+
+    def seen_by(self, target: Target, decoder: Decoder = "light") -> Backbone:
+        """The same trunk for a task of this target: every tensor is shared, none is copied.
+
+        Args:
+            target: of the task; a map is returned where it, or the decoder, asks for one.
+            decoder: the kind of head.
+
+        Raises:
+            BadInput: pooled features are wanted of a dense backbone, or it has no map.
+        """
+        dense = target.dense or decoder == "taskonomy"
+        same = (decoder, target) == (self.decoder, self.target)
+        if dense == self.dense and (same or not dense):
+            return self
+        if self.dense and not dense:
+            raise BadInput(
+                f"backbone {self.name!r} was built to return maps, and labels of kind "
+                f"{target.kind!r} are of whole images: build it without dense"
+            )
+        model = self.model
+        if dense and not self.dense:
+            tensors = [*model.parameters(), *model.buffers()]
+            model = copy.deepcopy(model, {id(t): t for t in tensors})
+            unpool(model, self.name, self.input_size)
+        return type(self)(
+            model,
+            name=self.name,
+            input_size=self.input_size,
+            mean=self.mean,
+            std=self.std,
+            weights=self.weights,
+            dense=dense,
+            decoder=decoder,
+            target=target,
         )
 
     @classmethod
@@ -176,7 +238,10 @@ class Backbone(nn.Module):
         return self._block_costs
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, D), always in evaluation mode: nothing universal may move."""
+        """(B, C, H, W) to (B, D), or to (B, C, h, w) where dense.
+
+        Always in evaluation mode: nothing universal may move.
+        """
         if self.model.training:
             self.model.eval()
         features: Tensor = self.model(images)

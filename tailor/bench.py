@@ -12,7 +12,8 @@ Inference compares ``student.merge()`` with the plain network.
 The clock is the process's CPU time for one thread on the CPU, which a busy machine disturbs least,
 and wall time for everything else; wall-clock numbers are always beside it. Peak memory is the
 largest resident size of the whole process (interpreter, libraries, weights, activations) until
-three training steps end; on CUDA, the largest size of allocated tensors. Left to itself, glibc
+three training steps end; on CUDA, the largest size of allocated tensors. Beside it stands what a
+worker takes that has computed one convolution, before any network is built. Left to itself, glibc
 keeps or returns freed memory by the luck of the heap's layout: page faults cost one process a sixth
 of its time and the next nothing, and peaks differ by 40 MB. So, on Linux, the workers that are
 timed keep all memory, and a second pair, which returns all of it at once, is weighed.
@@ -57,6 +58,7 @@ from tailor.cost import spread
 from tailor.data import throughput
 from tailor.errors import BadInput
 from tailor.optim import build_optimizer
+from tailor.prefix import Starting
 from tailor.settings import Settings
 from tailor.step import training_step
 from tailor.student import Distilled, Gated, Student
@@ -105,6 +107,9 @@ class Config:
     """Forward pass in bfloat16 (autocast), on both sides."""
     lr: float = 0.01
     """Learning rate of SGD with momentum 0.9; changes no time, but must keep the loss finite."""
+    cache: bool = False
+    """Train on what the method's frozen start returns, as from the second epoch on where images do
+    not vary."""
     off: tuple[int, ...] = ()
     """Universal blocks (from 0) that are pruned before inference is timed, for methods with proxy
     blocks; each keeps the proxy from the block before, and no other proxy stays."""
@@ -125,7 +130,8 @@ def run(
         The fields of ``bench --json``. ``train`` and ``infer`` (at ``batch``) and ``infer_batch1``:
         images/s of ``plain`` and ``method``, median ``ratio`` (above 1: faster than plain), its
         interquartile range ``spread``, and the same by wall clock under ``wall``. ``train`` also
-        has both peaks in MB (10^6 bytes). ``data_images_per_second`` where ``data`` is asked for.
+        has both peaks in MB (10^6 bytes) and what an idle worker takes, which is in both.
+        ``data_images_per_second`` where ``data`` is asked for.
 
     Raises:
         BadInput: an unknown method or backbone, a number that must be positive, a device that is
@@ -182,7 +188,8 @@ def show(report: dict[str, Any]) -> None:
         title=f"{report['method']} and plain fine-tuning, {report['backbone']} at "
         f"{report['px']} px, {precision}, {layout}",
         caption=f"{report['clock']} clock, {report['threads']} thread(s), {report['machine']}, "
-        f"torch {report['torch']}; medians of {report['rounds']} rounds",
+        f"torch {report['torch']}; medians of {report['rounds']} rounds; an idle worker takes "
+        f"{report['train']['idle_mb']:.0f} MB",
         box=None,
     )
     table.add_column("")
@@ -238,8 +245,10 @@ def _peaks(config: Config) -> dict[str, float]:
         peaks = {}
         for side, worker in _pair(stack, config, keep_memory=False).items():
             worker.ask({"do": "train", "calls": 3, "batch": config.batch})
-            peaks[side] = worker.ask({"do": "peak"})["mb"]
-    return {"peak_mb_plain": peaks["plain"], "peak_mb": peaks["method"]}
+            peaks[side] = worker.ask({"do": "peak"})
+    plain, method = peaks["plain"], peaks["method"]
+    idle = min(plain["idle_mb"], method["idle_mb"])
+    return {"peak_mb_plain": plain["mb"], "peak_mb": method["mb"], "idle_mb": idle}
 
 
 def _clock(config: Config) -> Literal["cpu", "wall"]:
@@ -376,11 +385,33 @@ def _method(config: Config, backbone: Backbone) -> tuple[Step, Callable[[], nn.M
     settings = Settings(lr=config.lr, bf16=config.bf16, batch=config.batch)
     optimizer = build_optimizer(student, settings)
 
+    given = _kept(student, config) if config.cache else lambda _: None
+
     def step(images: Tensor, labels: Tensor) -> None:
         # At the last epoch every price acts: the dearest step that the method has.
-        training_step(student, optimizer, images, labels, settings, epoch=settings.epochs)
+        last, start = settings.epochs, given(images)
+        training_step(student, optimizer, images, labels, settings, epoch=last, given=start)
 
     return step, _pruned(student, config.off).merge
+
+
+def _kept(student: Student, config: Config) -> Callable[[Tensor], Tensor]:
+    """What the student's frozen start returns for a batch, computed at the first call."""
+    prefix = student.prefix() if isinstance(student, Starting) else None
+    if prefix is None:
+        raise BadInput(
+            f"method {student.method!r} leaves no start of {config.backbone} frozen, so nothing "
+            f"can be kept; leave --cache out, or adapt less of the network with --option"
+        )
+    found: dict[int, Tensor] = {}
+
+    def given(images: Tensor) -> Tensor:
+        if len(images) not in found:
+            with torch.autocast(config.device, torch.bfloat16, enabled=config.bf16):
+                found[len(images)] = prefix.run(images)
+        return found[len(images)]
+
+    return given
 
 
 def _pruned(student: Student, off: Sequence[int]) -> Student:
@@ -412,6 +443,9 @@ class _Side:
         torch.set_num_threads(config.threads)
         torch.manual_seed(0)
         self.config = config
+        # The first convolution loads what computes all others.
+        F.conv2d(torch.randn(1, 3, 8, 8, requires_grad=True), torch.randn(4, 3, 3, 3)).sum()
+        self.idle = 0 if config.device == "cuda" else _resident_bytes("VmRSS")
         backbone = Backbone.create(config.backbone, weights="random", px=config.px)
         self.step, self.finish = (_plain if side == "plain" else _method)(config, backbone)
         images = torch.randn(config.batch, *backbone.input_size).to(config.device)
@@ -435,8 +469,9 @@ class _Side:
 
     def peak(self) -> dict[str, float]:
         if self.config.device == "cuda":
-            return {"mb": round(torch.cuda.max_memory_allocated() / 1e6, 1)}
-        return {"mb": round(_peak_resident_bytes() / 1e6, 1)}
+            return {"mb": round(torch.cuda.max_memory_allocated() / 1e6, 1), "idle_mb": 0.0}
+        peak = _resident_bytes("VmHWM")
+        return {"mb": round(peak / 1e6, 1), "idle_mb": round(self.idle / 1e6, 1)}
 
     def _timed(self, call: Callable[[], object], calls: int) -> dict[str, float]:
         self._wait()
@@ -451,12 +486,12 @@ class _Side:
             getattr(torch, self.config.device).synchronize()
 
 
-def _peak_resident_bytes() -> int:
-    """Largest resident size of this process so far."""
+def _resident_bytes(which: str) -> int:
+    """Resident size of this process: VmHWM its largest so far, VmRSS now, where Linux tells."""
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss of Linux starts at the size of the parent; this one does not
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(fields["VmHWM"].split()[0]) * 1024
+        return int(fields[which].split()[0]) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

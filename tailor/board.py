@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,13 +38,14 @@ class Meter:
     def read(self) -> dict[str, float]:
         loss, task, taught, wrong, images = self.sums.tolist()
         seen = max(images, 1)
-        return {
+        found = {
             "loss": loss / seen,
             "task": task / seen,
             "price": (loss - task - taught) / seen,
             "distillation": taught / seen,
-            "error": wrong / seen,
         }
+        # Of a task of numbers no image is right or wrong.
+        return found if math.isnan(wrong) else found | {"error": wrong / seen}
 
 
 def epoch_record(
@@ -54,7 +56,7 @@ def epoch_record(
     total = sum(s.params for s in states)
     record: dict[str, Any] = {
         "train_loss": seen["loss"],
-        "train_error": seen["error"],
+        "train_error": seen.get("error"),
         "val": metric,
         "val_error": None if metric is None else 1 - metric,
         "share_layers": sum(s.on for s in states) / len(states),

@@ -24,6 +24,8 @@ VERBS = {
     "teach": "train a teacher: fine-tuned, from scratch, or a probe",
     "adapt": "adapt the frozen backbone, learning where it must change",
     "together": "adapt one trunk to several tasks at once, a step of each in turn",
+    "lifelong": "learn tasks one after the other, and measure what is forgotten",
+    "distill": "train a side network to say what the backbone says",
     "prune": "remove what a student switched off",
     "compress": "put the residual adapters of several tasks on one shared basis",
     "retrain": "continue a pruned or compressed student",
@@ -31,13 +33,14 @@ VERBS = {
     "import": "turn a published NetTailor checkpoint into a run",
     "evaluate": "measure a finished run again",
     "merge": "fold a finished run into one plain network",
+    "weights": "which network published weights belong to, and what they compute",
     "submit": "predict the test images of decathlon runs, in the challenge's file",
     "score": "points of the Visual Decathlon, from predictions or accuracies",
     "report": "tables and pictures from runs: .html, .md or .json",
     "draw": "the network that a run tailored: .png, .svg, .pdf, or .gif over training",
     **QUESTIONS,
     "bench": "step time and memory against plain fine-tuning",
-    "list": "methods, tasks and backbones",
+    "list": "methods, tasks, backbones and sequences",
 }
 USAGE = """\
 tailor: adapt one frozen, pre-trained network to many tasks by learning where it must change.
@@ -128,12 +131,13 @@ def _dispatch(args: list[str]) -> int:
 Shown = tuple[Any, Callable[[Any], None]]  # what --json prints, and who prints it to people
 
 
-def _parse(kind: Any, verb: str, args: list[str]) -> Any:
+def _parse(kind: Any, verb: str, args: list[str], begun: Any = None) -> Any:
     import tyro
 
     try:
         return tyro.cli(
             kind,
+            **({} if begun is None else {"default": begun}),
             prog=f"tailor {verb}",
             args=args,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
@@ -180,11 +184,11 @@ def _together(args: list[str], command: str, machine: bool) -> Shown:
         return together.adapt(options, tell=tell, command=command), show.together
 
 
-def _of_method(options: Any, args: list[str]) -> Any:
+def _of_method(options: Any, args: list[str], usual: str = "taps") -> Any:
     """``options`` with the method's own, so it must be known before the others are parsed."""
     from tailor import catalog
 
-    return options[catalog.load("students", _peek(args, "--method", "taps"), "method").Config]
+    return options[catalog.load("students", _peek(args, "--method", usual), "method").Config]
 
 
 def _peek(args: list[str], flag: str, default: str) -> str:
@@ -194,6 +198,28 @@ def _peek(args: list[str], flag: str, default: str) -> str:
         if arg.startswith(f"{flag}="):
             return arg.partition("=")[2]
     return default
+
+
+def _lifelong(args: list[str], command: str, machine: bool) -> Shown:
+    from tailor import lifelong, lifelong_show
+    from tailor.options import Lifelong
+    from tailor.sequence import defaults
+
+    name = _peek(args, "--sequence", "")
+    begun = defaults(name or None, _peek(args, "--method", "side_tuning"))
+    options = _parse(_of_method(Lifelong, args, "side_tuning"), "lifelong", args, begun)
+    result = lifelong.run(options, tell=_teller(machine), command=command)
+    return result, lifelong_show.matrix
+
+
+def _distill(args: list[str], command: str, machine: bool) -> Shown:
+    from tailor import distill
+    from tailor.distributed import joined
+    from tailor.options import Distill
+
+    options = _parse(Distill, "distill", args)
+    with joined():
+        return distill.distill(options, tell=_teller(machine), command=command), show.result
 
 
 def _prune(args: list[str], command: str, machine: bool) -> Shown:
@@ -251,6 +277,11 @@ def _evaluate(args: list[str], command: str, machine: bool) -> Shown:
     from tailor.options import Evaluate
 
     o = _parse(Evaluate, "evaluate", _positional(args))
+    if o.task is not None:
+        from tailor import learner
+
+        found = learner.evaluate(o.run, o.task, split=o.split, device=o.device, root=o.root)
+        return found, show.measured
     result = workflow.evaluate(
         o.run, split=o.split, device=o.device, root=o.root, latency=o.latency
     )
@@ -263,6 +294,16 @@ def _merge(args: list[str], command: str, machine: bool) -> Shown:
 
     o = _parse(Merge, "merge", _positional(args))
     return workflow.merge(o.run, o.out), show.merged
+
+
+def _weights(args: list[str], command: str, machine: bool) -> Shown:
+    import tyro
+
+    from tailor import weights_check
+    from tailor.options import Weights
+
+    kind = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(Weights)
+    return weights_check.weights(_parse(kind, "weights", args)), show.weights
 
 
 def _submit(args: list[str], command: str, machine: bool) -> Shown:
@@ -358,6 +399,8 @@ _COMMANDS: dict[str, Callable[[list[str], str, bool], Shown]] = {
     "teach": _teach,
     "adapt": _adapt,
     "together": _together,
+    "lifelong": _lifelong,
+    "distill": _distill,
     "prune": _prune,
     "compress": _compress,
     "retrain": _retrain,
@@ -365,6 +408,7 @@ _COMMANDS: dict[str, Callable[[list[str], str, bool], Shown]] = {
     "import": _import,
     "evaluate": _evaluate,
     "merge": _merge,
+    "weights": _weights,
     "submit": _submit,
     "score": _score,
     "report": _report,

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tailor import catalog
 from tailor.adapted import Adapted
 from tailor.errors import BadInput
-from tailor.opened import Opened, measure, open_run, task_of
+from tailor.opened import Opened, open_run, task_of, validated
 from tailor.options import Compress
 from tailor.outcome import finish
 from tailor.pointwise import Map
@@ -144,7 +144,7 @@ def _compressed(
         if run.result is not None:  # another process was faster
             return run.result
         settings = Settings(**opened.result["config"]["train"])
-        val = measure(student, task, "val", opened.data, settings)[0]
+        val = validated(student, task, opened.data, settings)
         facts = {name: opened.result[name] for name in ("task", "metric")}
         facts["config"] = opened.result["config"] | {"settings": as_config(student.config)}
         facts |= {"kept": student.kept(), "from": str(opened.path)}

@@ -95,7 +95,7 @@ def layer_macs(module: nn.Module, input_size: tuple[int, int, int]) -> dict[str,
     return {name: macs or borrowed.macs.get(name, 0) for name, macs in called.items()}
 
 
-def total_macs(module: nn.Module, input_size: tuple[int, int, int]) -> int:
+def total_macs(module: nn.Module, input_size: tuple[int, ...]) -> int:
     """All MACs of one image: convolutions, matrix products and attention.
 
     Counted from the operators that really run (torch's ``FlopCounterMode``, which calls a
@@ -104,7 +104,7 @@ def total_macs(module: nn.Module, input_size: tuple[int, int, int]) -> int:
 
     Args:
         module: any network; modes, buffers and the random state are left as they were.
-        input_size: (C, H, W) of the image.
+        input_size: (C, H, W) of the image, or the shape of whatever it takes.
     """
     counter = FlopCounterMode(display=False)
     # Fused attention is one operator that not every torch release can count; "math" is not.
@@ -179,7 +179,7 @@ def _note_attention(
     macs[f"{name}.out_proj" if name else "out_proj"] += layer.embed_dim * query.numel()
 
 
-def _zero_image(module: nn.Module, input_size: tuple[int, int, int]) -> Tensor:
+def _zero_image(module: nn.Module, input_size: tuple[int, ...]) -> Tensor:
     some = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     return torch.zeros(1, *input_size, dtype=some.dtype, device=some.device)
 
@@ -264,9 +264,10 @@ def account(
 
     Args:
         universal: the backbone without head.
-        roles: trained tensors by role: deltas, norms, scores, adapters, masks (of whose numbers
-            only one bit each is needed), head, and body (a backbone that is trained as a whole,
-            counted with the deltas: it is stored as one more copy).
+        roles: trained tensors by role: deltas, norms, scores, adapters, fusion (counted with the
+            adapters), masks (of whose numbers only one bit each is needed), head, and body (a
+            backbone that is trained as a whole, counted with the deltas: it is stored as one more
+            copy).
         statistics: buffers that belong to the task (running mean and variance), counted with the
             norms; integer ones are left out.
         shared: tensors that other tasks use too, such as a basis of their adapters.
@@ -276,13 +277,14 @@ def account(
     """
     count = {role: sum(t.numel() for t in tensors) for role, tensors in roles.items()}
     count["deltas"] = count.get("deltas", 0) + count.pop("body", 0)
+    count["adapters"] = count.get("adapters", 0) + count.pop("fusion", 0)
     count["masks"] = mask_numbers(count.get("masks", 0))
     buffers = sum(t.numel() for t in statistics if t.is_floating_point())
     count["norms"] = count.get("norms", 0) + buffers
     known = {field.name for field in fields(Params)} - {"universal", "shared"}
     if stray := sorted(count.keys() - known):
         raise BadInput(
-            f"unknown role {stray[0]!r}: a role is one of {', '.join(sorted(known))}, body"
+            f"unknown role {stray[0]!r}: a role is one of {', '.join(sorted(known))}, body, fusion"
         )
     count["shared"] = sum(t.numel() for t in shared)
     return Params(universal=sum(p.numel() for p in universal.parameters()), **count)

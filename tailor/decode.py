@@ -22,14 +22,16 @@ from tailor.view import View
 
 CHUNK = 64  # images per unit of work
 Progress = Callable[[int, int], None]  # (images done, images in all)
-# (b, planes, side, side) uint8, and the error messages of unreadable images by their number.
-# Messages, because an exception that its own frame remembers would keep the workers alive.
-Loaded = tuple[Tensor, dict[int, str]]
+# (b, planes, side, side) uint8; the label maps that lie under them, (b, side, side) int16 or
+# (b, K, side, side) float32, if every pixel has a label; and the error messages of unreadable
+# images by their number. Messages, because an exception that its own frame remembers would keep
+# the workers alive.
+Loaded = tuple[Tensor, Tensor | None, dict[int, str]]
 
 
 def decode(
     split: Split, view: View, *, workers: int, skip: bool, progress: Progress | None = None
-) -> tuple[Tensor, list[int]]:
+) -> tuple[Tensor, Tensor | None, list[int]]:
     """Decode a whole split.
 
     Args:
@@ -40,16 +42,20 @@ def decode(
         progress: called after every few images.
 
     Returns:
-        (n, planes, side, side) uint8, and which images are unreadable (and black).
+        (n, planes, side, side) uint8; the label maps under them, if there are any; and which
+        images are unreadable (and black).
 
     Raises:
         BadInput: an image is smaller than the crop, or unreadable without ``skip``.
     """
     count = len(split)
     pixels = torch.empty(count, view.planes, view.side, view.side, dtype=torch.uint8)
+    maps = empty_maps(split, view, count)
 
     def fill(chunk: range) -> dict[int, str]:
-        pixels[chunk.start : chunk.stop], errors = _load(split, view, chunk)
+        pixels[chunk.start : chunk.stop], labels, errors = _load(split, view, chunk)
+        if maps is not None and labels is not None:
+            maps[chunk.start : chunk.stop] = labels
         return errors
 
     bad: list[int] = []
@@ -65,7 +71,22 @@ def decode(
         except BaseException:
             pool.shutdown(cancel_futures=True)  # else all the rest is decoded first
             raise
-    return pixels, bad
+    return pixels, maps, bad
+
+
+def empty_maps(split: Split, view: View, count: int) -> Tensor | None:
+    """Room for the stored label maps of ``count`` images; None where labels are no maps."""
+    if split.maps is None:
+        return None
+    if split.target.numeric:
+        return torch.full((count, split.maps.outputs, view.side, view.side), torch.nan)
+    return torch.full((count, view.side, view.side), -1, dtype=torch.int16)
+
+
+def bytes_per_image(split: Split, view: View) -> int:
+    """What one image takes as it is stored, with the labels under it."""
+    maps = empty_maps(split, view, 1)
+    return view.planes * view.side**2 + (0 if maps is None else maps.nbytes)
 
 
 def unreadable(
@@ -75,7 +96,7 @@ def unreadable(
     bad: list[int] = []
     chunks = _chunks(len(split))
     stream = Stream(split, view, workers=workers)
-    for chunk, (_, errors) in zip(chunks, stream.load(chunks), strict=True):
+    for chunk, (_, _, errors) in zip(chunks, stream.load(chunks), strict=True):
         bad += errors
         if progress:
             progress(chunk.stop, len(split))
@@ -140,15 +161,19 @@ def _as_it_is(loaded: Any) -> Any:
 def _load(split: Split, view: View, indices: Iterable[int]) -> Loaded:
     numbers = list(indices)
     pixels = np.zeros((len(numbers), view.planes, view.side, view.side), np.uint8)
+    maps = empty_maps(split, view, len(numbers))
     errors = {}
     for row, i in enumerate(numbers):
         try:
             image = split.read(i)
+            labels = None if maps is None else split.read_map(i, image.size)
         except BadInput as error:
             errors[i] = str(error)
             continue
         pixels[row] = view.store(image, split.where(i))
-    return torch.from_numpy(pixels), errors
+        if maps is not None and labels is not None:
+            maps[row] = torch.from_numpy(view.store_map(labels, split.where(i)).copy())
+    return torch.from_numpy(pixels), maps, errors
 
 
 def _chunks(count: int) -> list[range]:

@@ -1,19 +1,21 @@
-"""What there is: ``tailor list methods | tasks | backbones``."""
+"""What there is: ``tailor list methods | tasks | backbones | sequences``."""
 
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from typing import Any
 
 import timm
 from rich.table import Table
 
-from tailor import catalog
+from tailor import catalog, sequence
 from tailor.backbone import families
+from tailor.datasets import _scenes, _taskonomy
 from tailor.decathlon import DOMAINS
 from tailor.progress import wide_console
 
-KINDS = ("methods", "tasks", "backbones")
+KINDS = ("methods", "tasks", "backbones", "sequences")
 
 
 def entries(kind: str, pattern: str = "*") -> list[dict[str, Any]]:
@@ -28,7 +30,12 @@ def entries(kind: str, pattern: str = "*") -> list[dict[str, Any]]:
     """
     if kind not in KINDS:
         raise catalog.unknown("list", kind, KINDS, shown_by="tailor list --help")
-    found = {"methods": _methods, "tasks": _tasks, "backbones": _backbones}[kind]()
+    found = {
+        "methods": _methods,
+        "tasks": _tasks,
+        "backbones": _backbones,
+        "sequences": _sequences,
+    }[kind]()
     return [e for e in found if fnmatch.fnmatch(e["name"], pattern)]
 
 
@@ -58,7 +65,27 @@ def _tasks() -> list[dict[str, Any]]:
         },
         {"name": "npz:PATH", "paper": "train.npz, test.npz, dataset.json", "kind": "own"},
         {"name": "torchvision:CLASS", "paper": "any classification set there", "kind": "own"},
+        {"name": "classes:TASK:0-9", "paper": "some classes of another task", "kind": "own"},
+        *_dense_tasks("scenes", _scenes.TARGETS, _scenes.TITLE),
+        *_dense_tasks("taskonomy", _taskonomy.TARGETS, _taskonomy.TITLE),
     ]
+
+
+def _dense_tasks(reader: str, targets: Mapping[str, Any], title: str) -> list[dict[str, Any]]:
+    found = []
+    for name, wanted in targets.items():
+        what = "values" if wanted.target.numeric else "classes"
+        kind = f"{len(wanted.outputs)} {what}{' of pixels' if wanted.target.dense else ''}"
+        found.append({"name": f"{reader}:{name}", "paper": title, "kind": kind})
+    return found
+
+
+def _sequences() -> list[dict[str, Any]]:
+    found = []
+    for name in catalog.names(sequence.PACKAGE):
+        module = sequence.known(name)
+        found.append({"name": name, "paper": module.TITLE, "kind": module.RECIPE.net.backbone})
+    return found
 
 
 def _backbones() -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from tailor.backbone import Backbone, Layer
 from tailor.student import Distilled, Output, Student
+from tailor.target import Target, usual
 from tailor.teacher import Taught
 
 Pricing = Literal["params", "macs", "layers", "paper"]
@@ -73,6 +74,7 @@ def step_loss(
     epoch: float,
     label_smoothing: float = 0.0,
     indices: Tensor | None = None,
+    target: Target | None = None,
 ) -> LossTerms:
     """Every term of one step.
 
@@ -80,32 +82,68 @@ def step_loss(
         student: what is trained.
         output: its outputs for ``images``.
         images: (B, C, H, W).
-        labels: (B,) classes, or (B, K) of 1 (present), 0 (absent) and -1 (not counted).
+        labels: as ``target`` says.
         epoch: moment in epochs, for prices that act later.
         label_smoothing: share of a label that is spread over all classes.
         indices: (B,) places in the training split, for a teacher that remembers.
+        target: what labels are; by default what is usual for their shape.
     """
-    task = task_loss(output.logits, labels, label_smoothing=label_smoothing)
+    task = task_loss(output.logits, labels, label_smoothing=label_smoothing, target=target)
     distillation = None
     if isinstance(student, Distilled):
         distillation = student.distillation(images, output, indices)
     return LossTerms(task, student.price(epoch), distillation)
 
 
-def task_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy for one label per image, binary cross-entropy for several; a scalar.
+def task_loss(
+    logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, target: Target | None = None
+) -> Tensor:
+    """The mean of the target's loss over all labels that are counted; a scalar.
+
+    That is over images for one label per image, over entries for sets, values and pixels: what is
+    -1 or NaN has no share in the sum nor in the count, so that a batch of small masks weighs as
+    much as one of large ones (the published masked L1, a mean divided by the mean of the mask, is
+    the same number). 0 where nothing is counted.
 
     Args:
-        logits: (B, K).
-        labels: (B,) classes, or (B, K) of 1, 0 and -1; what is -1 has no loss.
-        label_smoothing: share of a label that is spread over all classes.
+        logits: (B, K), or (B, K, H, W) of a dense target.
+        labels: as ``target`` says.
+        label_smoothing: share of a label that is spread over all classes; values have none.
+        target: what labels are; by default what is usual for their shape.
     """
-    if labels.ndim == 1:
+    target = target or usual(labels)
+    if target.kind == "class":  # torch's own mean, to the bit
         return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
-    counted = labels >= 0
-    target = labels.float() * (1 - label_smoothing) + label_smoothing / 2
-    loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
-    return (loss * counted).sum() / counted.sum().clamp_min(1)
+    total, count = loss_sum(logits, labels, label_smoothing=label_smoothing, target=target)
+    return total / count.clamp_min(1)
+
+
+def loss_sum(
+    logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, target: Target | None = None
+) -> tuple[Tensor, Tensor]:
+    """The sum of the target's loss over what is counted, and how much that is; two scalars.
+
+    - one class, or soft labels p: - Σ_c p_c log q_c per image or pixel, q the softmax of logits;
+    - sets: binary cross-entropy of every entry;
+    - values: |y - t| or (y - t)² of every number.
+    """
+    target, logits = target or usual(labels), logits.float()
+    if target.numeric:
+        counted = ~labels.isnan()
+        # A NaN must be gone before the difference: 0 times its gradient would be NaN.
+        difference = logits - torch.where(counted, labels, logits.detach()).float()
+        each = difference.abs() if target.loss == "l1" else difference.square()
+    elif target.kind == "set":
+        counted = labels >= 0
+        wanted = labels.float() * (1 - label_smoothing) + label_smoothing / 2
+        each = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * counted
+    else:
+        wanted = labels.float() if target.kind == "soft" else labels.long()
+        counted = wanted.new_ones(len(wanted)) if target.kind == "soft" else wanted >= 0
+        each = F.cross_entropy(
+            logits, wanted, reduction="none", label_smoothing=label_smoothing, ignore_index=-1
+        )
+    return each.sum(), counted.sum()
 
 
 def expected_complexity(

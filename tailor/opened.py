@@ -15,10 +15,12 @@ from tailor.backbone import Backbone
 from tailor.data import Batches, View
 from tailor.distributed import Group
 from tailor.errors import BadInput
+from tailor.link import remember
 from tailor.options import Data, Net, Split
-from tailor.run import read_json, read_tensors
+from tailor.run import SEQUENCE, read_json, read_tensors
 from tailor.settings import Settings, pick_device
 from tailor.student import Gated, Student
+from tailor.target import CLASS, Target, read_back
 from tailor.task import Task, open_task
 from tailor.teacher import Teacher
 from tailor.train import evaluate as accuracy
@@ -46,6 +48,30 @@ def open_run(path: str | Path) -> Opened:
         BadInput: no finished run there, or the backbone's weights are not those of the run.
     """
     path = Path(path)
+    result = result_of(path)
+    config = result["config"]
+    net = Net(**config["net"])
+    backbone = backbone_of(net, Data(**config["data"]))
+    if (now := backbone.fingerprint()) != config["fingerprint"]:
+        raise BadInput(
+            f"{path} belongs to backbone {config['fingerprint'][:8]}, but {net.backbone} with "
+            f"weights {net.weights} is {now[:8]}; put the weights of that run back"
+        )
+    before: list[Student] = []
+    for name in config.get("before", ()):  # of a sequence whose tasks share something
+        earlier = path.resolve().parent / name
+        before.append(student_of(earlier, result_of(earlier), backbone, before))
+    return Opened(path, result, student_of(path, result, backbone, before))
+
+
+def result_of(path: Path) -> dict[str, Any]:
+    """What a finished run says.
+
+    Raises:
+        BadInput: no finished run there.
+    """
+    if (path / SEQUENCE).exists():
+        raise BadInput(f"{path} is a sequence of runs; name one of them, such as {path}/01-...")
     if not path.is_dir():
         raise BadInput(f"run {str(path)!r} does not exist; `--out` of teach or adapt makes one")
     if not (path / "run.json").exists():
@@ -58,32 +84,64 @@ def open_run(path: str | Path) -> Opened:
             f"{path}/result.json lacks {min(missing)!r}, so it is damaged; restore it, or delete "
             f"the run and repeat its command"
         )
-    config = result["config"]
-    net = Net(**config["net"])
-    backbone = backbone_of(net, Data(**config["data"]))
-    if (now := backbone.fingerprint()) != config["fingerprint"]:
+    if result["stage"] == "distilled":
         raise BadInput(
-            f"{path} belongs to backbone {config['fingerprint'][:8]}, but {net.backbone} with "
-            f"weights {net.weights} is {now[:8]}; put the weights of that run back"
+            f"{path} is the run of a side network, which is no student; start one from it with "
+            f"`tailor adapt --method side_tuning --side-weights {path}`"
         )
+    return result
+
+
+def student_of(
+    path: Path, result: dict[str, Any], backbone: Backbone, before: Sequence[Student] = ()
+) -> Student:
+    """The student of a finished run, in evaluation mode.
+
+    Args:
+        path: the run; ``result`` what it says.
+        backbone: with the weights that it was trained on.
+        before: students of the earlier tasks of its sequence, where it was made from them; what it
+            shares with them is overwritten by what it was when this run ended.
+
+    Raises:
+        BadInput: its files are missing or damaged.
+    """
+    config = result["config"]
     method = catalog.load("students", config["method"], "method")
     settings = _moved_along(path, method.Config(**config["settings"]))
-    classes = len(config["classes"])
-    if result.get("kept") is None:
-        student = method.build(backbone, classes, settings, seed=config["train"]["seed"])
+    classes, seed = len(config["classes"]), config["train"]["seed"]
+    backbone = backbone.seen_by(read_back(config), config["net"].get("decoder", "light"))
+    if config.get("before") and result.get("kept") is None:
+        student = method.sequel(before, backbone, classes, settings, seed=seed)
+    elif result.get("kept") is None:
+        student = method.build(backbone, classes, settings, seed=seed)
     else:
         student = method.rebuild(backbone, classes, settings, kept=result["kept"])
+    read_into(student, path)
+    found: Student = student.eval()
+    return found
+
+
+def read_into(student: Student, path: Path) -> None:
+    """Give a student what it was when the run at ``path`` ended.
+
+    Raises:
+        BadInput: the files are missing, damaged or of another student.
+    """
     tensors, _ = read_tensors(path / "student.safetensors")
     try:
         student.task.load_state_dict(tensors)
     except RuntimeError as error:
         why = str(error).splitlines()[-1].strip()
         raise BadInput(f"{path}/student.safetensors is not of this run ({why})") from error
-    return Opened(path, result, student.eval())
+    remember(student, path)
 
 
 def _moved_along(path: Path, settings: Any) -> Any:
-    """Settings that name a basis, which lies beside the run, where that folder is now."""
+    """Settings that name a basis, which lies beside the run, where that folder is now; and without
+    the file that a side network only started from."""
+    if getattr(settings, "side_weights", ""):
+        settings = dataclasses.replace(settings, side_weights="")
     named = getattr(settings, "basis", "")
     beside = path.resolve().parent / Path(named).name
     if named and not Path(named).exists() and beside.exists():
@@ -125,6 +183,7 @@ def batches(
         batch=settings.batch if train else max(settings.batch, 64),
         seed=settings.seed,
         train=train,
+        steps_per_epoch=settings.steps_per_epoch if train else None,
         device=pick_device(settings.device),
         rank=group.rank,
         world=group.world,
@@ -135,8 +194,10 @@ def batches(
     )
 
 
-def backbone_of(net: Net, data: Data) -> Backbone:
-    return Backbone.create(net.backbone, weights=net.weights, px=data.px)
+def backbone_of(net: Net, data: Data, target: Target = CLASS) -> Backbone:
+    """The trunk that the options name, as a task of this target sees it."""
+    trunk = Backbone.create(net.backbone, weights=net.weights, px=data.px)
+    return trunk.seen_by(target, net.decoder)
 
 
 def task_of(data: Data) -> Task:
@@ -170,6 +231,7 @@ def teacher_of(student: Student, path: Path, classes: Sequence[str], data: Data)
         ("input size", theirs.input_size, ours.input_size),
         ("number of classes", len(config["classes"]), len(classes)),
         ("classes", list(config["classes"]), list(classes)),
+        ("labels of pixels", theirs.dense, ours.dense),
         ("--normalize", opened.data.normalize, data.normalize),
         ("mean", list(theirs.mean), list(ours.mean)),
     ]
@@ -201,7 +263,13 @@ def _short(value: object) -> str:
 def measure(
     student: Student, task: Task, split: Split, data: Data, settings: Settings
 ) -> tuple[float, int]:
+    """The metric of a split of the task, and how many images that are."""
     found = batches(task, split, student.universal, data, settings)
     assert isinstance(student, nn.Module)
     student.to(found.device)
     return accuracy(student, found, bf16=settings.bf16), len(found.split)
+
+
+def validated(student: Student, task: Task, data: Data, settings: Settings) -> float | None:
+    """The metric of the validation split; None where all of train is trained on."""
+    return measure(student, task, "val", data, settings)[0] if "val" in task.splits else None

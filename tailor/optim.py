@@ -17,7 +17,8 @@ from tailor.errors import BadInput
 from tailor.settings import Settings
 from tailor.student import Student, trained_parameters
 
-NEVER_DECAYED = ("scores", "masks")  # a pull to 0 would decide what these are there to learn
+# A pull to 0 would decide what these are there to learn.
+NEVER_DECAYED = ("scores", "masks", "fusion")
 
 
 def build_optimizer(student: Student, settings: Settings) -> torch.optim.Optimizer:
@@ -40,8 +41,9 @@ def build_optimizer(student: Student, settings: Settings) -> torch.optim.Optimiz
             groups.setdefault((role, decay), {"params": [], **start})["params"].append(param)
     # One kernel per group: a fifth of an optimiser step less on a CPU. MPS has none for SGD.
     fused = all(p.device.type in ("cpu", "cuda") for p in trained_parameters(student))
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(list(groups.values()), lr=settings.lr, fused=fused)
+    if settings.optimizer != "sgd":
+        kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+        return kind(list(groups.values()), lr=settings.lr, fused=fused)
     return torch.optim.SGD(
         list(groups.values()),
         lr=settings.lr,

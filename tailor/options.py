@@ -17,6 +17,7 @@ Mode = Literal["finetune", "scratch", "probe"]
 # The best epoch may lie before the price has acted, so the last one is kept. The rate stays up
 # while layers are selected, and falls while the pruned student is retrained: one schedule, not two.
 SELECTING = Settings(select="last", schedule="constant")
+IMITATING = Settings(optimizer="adam", lr=1e-3, weight_decay=1e-6)  # as the published side networks
 Objective = Literal["val", "params", "macs", "bytes", "latency"]
 C = TypeVar("C")  # a method's own options
 
@@ -30,7 +31,8 @@ class Images:
     download: bool = False
     """Fetch a missing data set where torchvision can."""
     val_share: float = 0.1
-    """Share of train kept for validation where the set has no split of its own."""
+    """Share of train kept for validation where the set has no split of its own; 0 trains on all,
+    without validation."""
     limit: int | None = None
     """Use at most so many training images, the same share of every class."""
     px: int | None = None
@@ -60,6 +62,10 @@ class Images:
     """Larger sets are streamed by worker processes instead of kept in memory."""
     workers: int = 2
     """Threads or processes that decode images."""
+    cache: str = added("auto")
+    """Where training sees each image in one way (--crop none), what the frozen start of the network
+    returns for it is computed once: kept in memory if it fits (auto), in memory (memory), in a
+    folder that later runs, seeds and tasks share (its name), or not at all (off)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +85,9 @@ class Net:
     """Any timm model or one of ours: `tailor list backbones`."""
     weights: str = "pretrained"
     """pretrained (timm fetches them), random, a safetensors or .pth file, or a teacher's run."""
+    decoder: Literal["light", "taskonomy"] = added("light")
+    """What turns a feature map into labels of pixels: a small decoder, or the large published one
+    of Taskonomy (for taskonomy_resnet50, and for its classes too)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +157,94 @@ class Together(Generic[C]):
     net: Net = field(default_factory=Net)
     settings: C
     train: Settings = field(default_factory=lambda: SELECTING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lifelong(Generic[C]):
+    """Learn tasks one after the other, without going back, and measure all of them after each.
+
+    OUT/matrix.json says how good every task was after every task: what was forgotten, what helped.
+    Methods on the frozen backbone forget nothing; finetune, ewc and others share a body between
+    tasks and may. Each task is a run of its own, OUT/01-NAME; at test its name is known. Repeating
+    the command continues or shows the sequence; with more --task behind, only those are learned.
+
+    A known sequence brings its authors' settings as defaults: `tailor list sequences`. Each method
+    has options of its own: `tailor lifelong --method ewc --help` shows EWC's.
+
+    Example: tailor lifelong --sequence icifar --method side_tuning --weights resnet44.safetensors
+    --out runs/icifar
+
+    Example: tailor lifelong --task svhn dtd gtsrb --method finetune --backbone resnet34 --px 64
+    --out runs/lifelong
+
+    Example: tailor evaluate runs/lifelong --task svhn
+    """
+
+    out: Path
+    """Folder for the runs and matrix.json; repeating the command continues or shows them."""
+    sequence: str | None = None
+    """A sequence of `tailor list sequences`, with its authors' settings as defaults."""
+    task: tuple[str, ...] = ()
+    """Or any tasks in order: data sets of `tailor list tasks`, folder:PATH, classes:TASK:0-9."""
+    method: str = "side_tuning"
+    """A method of `tailor list methods`; it brings options of its own."""
+    carry_optimizer: bool = True
+    """What tasks share goes on with the optimiser's state (momentum, Adam's moments), as if one
+    optimiser had trained all tasks."""
+    retrain_epochs: int | None = None
+    """Of a method with gates: prune each task's student and retrain it for so many epochs before
+    the next task."""
+    alone: bool = False
+    """Also train every task as if it were the first, in OUT/alone: what it could be without the
+    others. Methods whose tasks share nothing know it anyway."""
+    images: Images = field(default_factory=Images)
+    net: Net = field(default_factory=Net)
+    settings: C
+    train: Settings = field(default_factory=lambda: SELECTING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imitation:
+    """What a side network learns to say like the backbone, and which side network."""
+
+    loss: Literal["soft_ce", "features", "perceptual"] = "soft_ce"
+    """Cross-entropy with the probabilities of the backbone's own classifier (soft_ce), squared
+    error of features, or the distance of what a frozen head makes of both (perceptual)."""
+    distance: Literal["l2", "l1", "soft_ce"] = "l2"
+    """Of --loss perceptual, between the head's outputs."""
+    head: str = ""
+    """Of --loss perceptual: the run of a probe, whose head is taken; the classifier of the
+    backbone's weights by default."""
+    side: str = "fcn4"
+    """The side network: fcn4, fcn5, narrow or timm:NAME."""
+    width: float = 0.25
+    """Of --side narrow: 1, 0.5, 0.25 or another 1/k of the backbone's channels."""
+    side_init: Literal["random", "copy"] = "random"
+    """Start a side of the backbone's own architecture from its weights (copy)."""
+    side_weights: str = ""
+    """Start the side from this file, or from another run of `tailor distill`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """Train a side network to say what the backbone says, on the images of any task.
+
+    Labels are not used. The result, OUT/side.safetensors, is what side-tuning starts from:
+    `tailor adapt --method side_tuning --side-weights OUT`.
+
+    Example: tailor distill --task npz:data/source_objects --backbone resnet44 --weights
+    resnet44.safetensors --epochs 20 --batch 128 --flip --out runs/side
+
+    Example: tailor distill --task npz:data/source_objects --backbone resnet44 --weights
+    resnet44.safetensors --loss perceptual --head runs/probe --out runs/side
+    """
+
+    out: Path
+    """Run directory; repeating the command continues or shows it."""
+    settings: Imitation = field(default_factory=Imitation)
+    data: Data
+    net: Net = field(default_factory=Net)
+    train: Settings = field(default_factory=lambda: IMITATING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,10 +351,14 @@ class Evaluate:
     """Measure a finished run again, on any split.
 
     Example: tailor evaluate runs/svhn/taps --split val
+
+    Example: tailor evaluate runs/lifelong --task svhn
     """
 
     run: Path
-    """A finished run."""
+    """A finished run, or a sequence of `tailor lifelong` with --task."""
+    task: str | None = None
+    """Of a sequence: which task, by name or number from 1, measured after all of them."""
     split: Literal["train", "val", "test"] = "test"
     """Which images."""
     device: str = "auto"
@@ -325,6 +426,35 @@ class Merge:
     """A finished run."""
     out: Path
     """A .safetensors file; load it with timm.create_model(NAME, num_classes=K)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Say which of our networks published weights belong to, and what they compute on images.
+
+    Nothing in a file is run; it is loaded whole or not at all.
+
+    Example: tailor weights resnet44_cifar10.safetensors sidetuning_fcn4.safetensors
+
+    Example: tailor weights sidetuning_fcn4.safetensors --task npz:data/source_objects --teacher
+    resnet44_cifar10.safetensors
+    """
+
+    files: Annotated[tuple[Path, ...], "positional"]
+    """Files of weights, .safetensors or .pth, or runs of finished teachers."""
+    task: str | None = None
+    """Images to compute on: a data set of `tailor list tasks`, npz:PATH, ...; top-1 where the
+    file's classifier has as many classes, which should then be the same ones."""
+    teacher: Path | None = None
+    """Another file: also say how far each of FILES agrees with it on these images."""
+    split: Split = "test"
+    """Which images."""
+    out: Path | None = None
+    """Write the file in our layout, .safetensors; of several files the network of ours whose parts
+    they are."""
+    images: Images = field(default_factory=Images)
+    device: str = "auto"
+    """Where to compute."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -44,12 +44,16 @@ def finish(
     params = parameters(student)
     merged = student.merge()
     # Of one task alone, without its head; batch norms of proxies are folded into biases.
-    network = sum(p.numel() for p in merged.parameters()) - params.head
+    own_head = cast(nn.Module, student.task.head)
+    network = sum(p.numel() for p in merged.parameters())
+    network -= sum(p.numel() for p in own_head.parameters())
     gates: list[Gate] = student.gates() if isinstance(student, Gated) else []
     if config["method"] in ("finetune", "scratch") and Group.current().rank == 0:
-        write_tensors(run.path / "weights.safetensors", merged.state_dict())
+        # What `--weights RUN` reads: a decoder has no place in the architecture.
+        plain = cast(nn.Module, student.task.body) if student.universal.dense else merged
+        write_tensors(run.path / "weights.safetensors", plain.state_dict())
     size = student.universal.input_size
-    head = cost.linear_macs(student.universal.num_features, len(task.classes))
+    head = cost.total_macs(own_head, student.universal.feature_shape)
     record = read_json(run.path / "run.json")
     result = {
         "run": str(run.path),
@@ -116,6 +120,9 @@ def parameters(student: Student) -> cost.Params:
     """
     saved = student.task.state_dict().keys()
     buffers = dict(student.task.named_buffers())
-    own = [tensor for name, tensor in buffers.items() if name in saved]
+    own = [t for name, t in buffers.items() if name in saved and not name.startswith("head.")]
     shared = [tensor for name, tensor in buffers.items() if name not in saved]
-    return cost.account(student.universal.model, student.roles(), own, shared)
+    params = cost.account(student.universal.model, student.roles(), own, shared)
+    # Running statistics of a decoder go with it.
+    more = [t for name, t in buffers.items() if name.startswith("head.") and t.is_floating_point()]
+    return dataclasses.replace(params, head=params.head + sum(t.numel() for t in more))

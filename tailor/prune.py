@@ -17,6 +17,8 @@ from tailor.cost import Budget, total_macs
 from tailor.errors import BadInput
 from tailor.student import Gate, Gated, Student
 
+SCORED = ("delta", "side")  # kinds of gates that add something; without any, the trunk still runs
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
@@ -172,7 +174,7 @@ def _chosen(student: Gated, gates: Sequence[Gate], rule: Rule) -> tuple[list[str
         if (value := getattr(rule, name)) is not None and not math.isfinite(value):
             raise BadInput(f"{name} is {value}; give a finite number")
     layers = [g for g in gates if g.kind != "proxy"]
-    what = "score" if any(g.kind == "delta" for g in gates) else "gate"
+    what = "score" if any(g.kind in SCORED for g in gates) else "gate"
     proxies = _proxies(gates, rule)
     if rule.budget is not None:
         return _within(student, gates, proxies, rule.budget)
@@ -230,7 +232,7 @@ def _within(
     and proxies) must fit ``macs``.
     """
     universal = student.universal
-    added = [g for g in gates if (g.on if g.kind == "delta" else g.name in proxies)]
+    added = [g for g in gates if (g.on if g.kind in SCORED else g.name in proxies)]
     limit = math.inf if budget.params is None else budget.params * universal.num_params
     if budget.bytes is not None:
         limit = min(limit, budget.bytes / 4)  # float32
@@ -243,8 +245,9 @@ def _within(
     blocks = _ascending([g for g in gates if g.kind == "universal"])
     if budget.macs is not None and budget.macs < 1 and not blocks:
         raise BadInput(
-            f"budget macs={budget.macs:g} is below 1, but deltas replace weights and change no "
-            f"MACs; limit params or bytes, or use a method with proxy blocks"
+            f"budget macs={budget.macs:g} is below 1, but nothing of the backbone's MACs can go: "
+            f"deltas replace weights and change no MACs, a side network adds some; limit params or "
+            f"bytes, or use a method with proxy blocks"
         )
     names = kept | {g.name for g in blocks}
     if budget.macs is not None and blocks:

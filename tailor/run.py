@@ -38,8 +38,10 @@ from tailor.errors import BadInput
 
 SCHEMA = 1
 # These may differ when a command is repeated: they say where it runs, not what it computes.
-PLACE = ("device", "root", "download", "workers", "checkpoint_seconds", "memory_gb", "log_every")
+_WHERE = ("device", "root", "download", "workers", "memory_gb", "cache")
+PLACE = (*_WHERE, "checkpoint_seconds", "log_every")
 BASIS = "basis.safetensors"  # beside compressed runs: what their adapters share
+SEQUENCE = "sequence.json"  # what a folder says that holds the runs of a sequence of tasks
 LATENCY = "latency.json"  # of a finished run: what `tailor evaluate --latency` measured
 MOVABLE = ("run", "teacher")  # other runs that this one started from; folders may be moved together
 PART = ".part"  # ends the name of a file that is still being written
@@ -163,6 +165,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         ) from error
 
 
+def read_about(path: Path) -> Any:
+    """``about`` of a file written by ``write_tensors``, not verified; None if it has none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get("tailor", "{}")).get("about")
+    except (OSError, SafetensorError, ValueError):
+        return None
+
+
 def _checksum(tensors: Mapping[str, Tensor], about: Any) -> str:
     """SHA-256 over everything that is read back; safetensors itself has none."""
     digest = hashlib.sha256(json.dumps(about).encode())
@@ -191,6 +202,7 @@ class Run:
         config: everything that the command said, JSON-able.
         command: the command line, for the report.
         writer: False for a process that only follows the one that writes.
+        record: the file that says whose directory it is.
 
     Raises:
         BadInput: the directory belongs to another command, is in use, or cannot be written.
@@ -204,13 +216,14 @@ class Run:
         command: str = "",
         *,
         writer: bool = True,
+        record: str = "run.json",
     ) -> None:
         self.path, self.writer = Path(path), writer
         self._lock: IO[str] | None = None
         if not writer:
             return
         asked = json.loads(json.dumps(config))
-        known = self.path / "run.json"
+        known = self.path / record
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             # Looked at before the lock is made: a stranger's folder stays as it was.

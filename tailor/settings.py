@@ -51,8 +51,12 @@ class Recipe:
     """Images per optimiser step, over all processes."""
     accumulate: int = 1
     """Compute each batch in so many pieces and average: less memory, same step."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """Stochastic gradient descent with momentum, or AdamW."""
+    steps_per_epoch: int | None = added(None)
+    """An epoch of exactly so many batches: as many shuffled passes over the training split as it
+    takes, each of which ends with its short batch. One pass of full batches by default."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """Stochastic gradient descent with momentum, Adam (weight decay is part of its gradient), or
+    AdamW (weight decay apart)."""
     lr: float = 0.01
     """Learning rate of every role that has none of its own."""
     lr_scores: float | None = None
@@ -119,6 +123,8 @@ class Recipe:
         """
         positive = {"epochs": self.epochs, "batch": self.batch, "accumulate": self.accumulate}
         positive |= {"step_epochs": self.step_epochs, "log_every": self.log_every}
+        if self.steps_per_epoch is not None:
+            positive["steps_per_epoch"] = self.steps_per_epoch
         for name, count in positive.items():
             if count < 1:
                 raise BadInput(f"{name} is {count}; give 1 or more")

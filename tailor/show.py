@@ -187,6 +187,54 @@ def merged(r: dict[str, Any]) -> None:
         )
 
 
+def weights(r: dict[str, Any]) -> None:
+    """Which network each file belongs to; what it computes, where that was asked."""
+    table = Table(box=None, header_style="bold")
+    for name in ("File", "Network", "Tensors", "Parameters", "Buffers", "Image", "Output", "Head"):
+        table.add_column(name, justify="left" if name in ("File", "Network") else "right")
+    for row in (row for row in r["files"] if row["network"]):
+        table.add_row(
+            Path(row["file"]).name,
+            row["network"],
+            *(f"{row[name]:,}" for name in ("tensors", "params", "buffers")),
+            *("x".join(map(str, row[name])) for name in ("input", "output")),
+            f"{row['classes']} classes, {row['head']:,}" if row["classes"] else "-",
+        )
+    console = wide_console()
+    console.print(table)
+    for row in r["files"]:
+        for line in _computed(row):
+            console.print(line, highlight=False, markup=False)
+    if r["out"]:
+        print(f"{r['out']['file']}: {r['out']['network']}, in our layout")
+
+
+def _computed(row: dict[str, Any]) -> list[str]:
+    name, found = Path(row["file"]).name, row.get("measured")
+    if row["network"] is None:
+        return [str(row["why"])]
+    same = row["same_as"]
+    said = [] if same is None else [f"{name}: the same numbers as {Path(same).name}"]
+    if found is None:
+        return said
+    out = found["outputs"]
+    said += [
+        f"{name}: outputs of {found['n']} images have mean {out['mean']:.3f}, deviation "
+        f"{out['std']:.3f} ({out['between']:.3f} between images), {100 * out['zeros']:.0f} % zeros"
+    ]
+    if "top1" in found:
+        said.append(f"{name}: top-1 {100 * found['top1']:.2f} %, if its classes are the task's")
+    if (same := found.get("agreement")) is not None:
+        best = (
+            f"same best class as the teacher for {100 * same['top1']:.1f} % of images "
+            f"({100 * same['chance']:.1f} % by chance), KL {same['kl']:.2f} nats, "
+            if "top1" in same
+            else ""
+        )
+        said.append(f"{name}: {best}correlation {same['correlation']:.3f}")
+    return said
+
+
 def _mixes_blocks(row: dict[str, Any]) -> bool:
     """Whether the method chooses among blocks, so that no layer is ever adapted."""
     gates = row.get("gates") or []

@@ -13,7 +13,7 @@ from typing import Any
 
 from tailor import cost
 from tailor.errors import BadInput
-from tailor.opened import Opened, batches, measure, open_run, task_of
+from tailor.opened import Opened, batches, measure, open_run, task_of, validated
 from tailor.options import Prune, Retrain
 from tailor.outcome import finish
 from tailor.progress import Progress
@@ -48,7 +48,7 @@ def prune(options: Prune, *, tell: Reporter = nobody, command: str = "") -> dict
         if run.result is not None:  # another process was faster
             return run.result
         settings = Settings(**opened.result["config"]["train"])
-        val = measure(smaller, task, "val", opened.data, settings)[0]
+        val = validated(smaller, task, opened.data, settings)
         why = {"pruned_by": report.why, "excluded": report.excluded, "reopened": report.reopened}
         facts = _inherited(opened, smaller) | {"kept": smaller.kept(), **why, **found}
         return finish(run, smaller, task, Fitted(val, 0, 0.0), facts, "pruned", settings)
@@ -112,6 +112,11 @@ def _searched(
         raise BadInput(
             f"within is {options.within} points with {options.trial_epochs} trial epochs; give "
             f"--within 0.5 or another number from 0 to 100, and --trial-epochs 0 or more"
+        )
+    if "val" not in task.splits:
+        raise BadInput(
+            f"{options.run} kept no validation images to search on; leave --within out, or adapt "
+            f"with --val-share 0.1"
         )
     student, data = opened.student, opened.data
     trained = Settings(**opened.result["config"]["train"])

@@ -29,7 +29,7 @@ def source_head(backbone: Backbone) -> nn.Linear | None:
     Raises:
         BadInput: the weights that the backbone was made from cannot be read any more.
     """
-    if backbone.weights == "random":
+    if backbone.weights == "random" or backbone.dense:  # a map has no pooled features
         return None
     if backbone.weights == "pretrained":
         weight, bias = _of_timm(backbone)

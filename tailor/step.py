@@ -16,15 +16,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tailor.losses import LossTerms, step_loss
 from tailor.optim import decay_to_anchors
+from tailor.prefix import Resuming
 from tailor.settings import Settings
-from tailor.student import Student, trained_parameters
+from tailor.student import Student, Timed, trained_parameters
+from tailor.target import Target, usual
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What a step leaves behind: its loss terms and how many images were wrong, all detached.
 
-    An image with several labels is wrong by the share of its labels that are.
+    An image with several labels is wrong by the share of its labels that are; of numbers none is.
     """
 
     terms: LossTerms
@@ -40,9 +42,11 @@ def training_step(
     *,
     epoch: float,
     indices: Tensor | None = None,
-    forward: Callable[[Tensor], Any] | None = None,
+    given: Tensor | None = None,
+    forward: Callable[..., Any] | None = None,
+    target: Target | None = None,
 ) -> StepResult:
-    """One optimiser step on (B, C, H, W) images and (B,) or (B, K) labels.
+    """One optimiser step on (B, C, H, W) images and their labels.
 
     Args:
         student: in training mode.
@@ -51,23 +55,29 @@ def training_step(
         settings: pieces, clipping, precision.
         epoch: moment in epochs, for prices that act later.
         indices: (B,) places in the training split, for a teacher that remembers.
-        forward: the student or its DistributedDataParallel wrapper.
+        given: (B, ...) what the student's frozen start returned for the images; it goes on there.
+        forward: the student or its DistributedDataParallel wrapper (of ``Resuming``, if ``given``).
+        target: what labels are; by default what is usual for their shape.
     """
-    forward = forward or student
+    target = target or usual(labels)
+    forward = forward or (student if given is None else Resuming(student))
     optimizer.zero_grad(set_to_none=True)
+    if isinstance(student, Timed):
+        student.at(epoch)
     count = settings.accumulate
     places = [None] * count if indices is None else indices.chunk(count)
+    starts = [()] * count if given is None else [(piece,) for piece in given.chunk(count)]
     # The last pieces may be missing: 5 images in 4 pieces are 2, 2 and 1.
-    pieces = list(zip(images.chunk(count), labels.chunk(count), places, strict=False))
+    pieces = list(zip(images.chunk(count), labels.chunk(count), places, starts, strict=False))
     seen: list[LossTerms] = []
     wrong = torch.zeros((), device=labels.device)
-    for i, (x, y, at) in enumerate(pieces):
+    for i, (x, y, at, start) in enumerate(pieces):
         last, share = i == len(pieces) - 1, len(y) / len(labels)
         with contextlib.ExitStack() as stack:
             if not last and isinstance(forward, DistributedDataParallel):
                 stack.enter_context(forward.no_sync())
             with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.bf16):
-                output = forward(x)
+                output = forward(x, *start)
                 terms = step_loss(
                     student,
                     output,
@@ -76,10 +86,11 @@ def training_step(
                     epoch=epoch,
                     label_smoothing=settings.label_smoothing,
                     indices=at,
+                    target=target,
                 )
             torch.autograd.backward(terms.total * share)
         seen.append(terms.scaled(share))
-        wrong += _wrong(output.logits.detach(), y)
+        wrong += _wrong(output.logits.detach(), y, target)
     for param in student.idle():
         param.grad = None
     if settings.clip is not None:
@@ -89,10 +100,17 @@ def training_step(
     return StepResult(LossTerms.summed(seen), wrong)
 
 
-def _wrong(logits: Tensor, labels: Tensor) -> Tensor:
-    """Number of wrong images."""
-    if labels.ndim == 1:
-        return (logits.argmax(1) != labels).sum()
+def _wrong(logits: Tensor, labels: Tensor, target: Target) -> Tensor:
+    """Number of wrong images, or the sum of the shares to which they are."""
+    if target.numeric:
+        return logits.new_full((), torch.nan)  # no number is right or wrong
+    if target.kind == "set":
+        counted = labels >= 0
+        missed = ((logits > 0) != (labels == 1)) & counted
+        return (missed.sum(1) / counted.sum(1).clamp_min(1)).sum()
+    right = labels.argmax(1) if target.kind == "soft" else labels
+    missed = logits.argmax(1) != right
+    if target.kind != "pixel_class":
+        return missed.sum()
     counted = labels >= 0
-    missed = ((logits > 0) != (labels == 1)) & counted
-    return (missed.sum(1) / counted.sum(1).clamp_min(1)).sum()
+    return ((missed & counted).sum((1, 2)) / counted.sum((1, 2)).clamp_min(1)).sum()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tailor.backbone import Backbone
 from tailor.teacher import Teacher
 
-ROLES = ("deltas", "scores", "norms", "adapters", "masks", "head", "body")
+ROLES = ("deltas", "scores", "norms", "adapters", "fusion", "masks", "head", "body")
 
 
 class Output(NamedTuple):
@@ -44,8 +44,8 @@ class LayerState:
 class Gate:
     """One layer or path that can be switched off, as it stands."""
 
-    name: str  # of the layer or block; TARGET<-SOURCE for a proxy
-    kind: Literal["delta", "universal", "proxy"]
+    name: str  # of the layer or block; TARGET<-SOURCE for a proxy; side or side.STAGE
+    kind: Literal["delta", "universal", "proxy", "side"]
     source: str | None = None  # block whose output a path starts from, or "stem"
     target: str | None = None  # block whose output it is part of
     params: int  # what it costs while it is on
@@ -105,6 +105,15 @@ class Gated(Student, Protocol):
 
     def kept(self) -> list[str]:
         """The names that make ``keep`` (and the method's ``rebuild``) build this student again."""
+        ...
+
+
+@runtime_checkable
+class Timed(Student, Protocol):
+    """A student that does something else as time goes by."""
+
+    def at(self, epoch: float) -> None:
+        """Be ready for a training step at this moment in epochs."""
         ...
 
 

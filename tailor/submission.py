@@ -264,7 +264,7 @@ def _predict(
     progress.begin(found.steps, 0)
     labels = []
     try:
-        for images, _, _ in found.epoch(0):
+        for images, *_ in found.epoch(0):
             with torch.autocast(found.device.type, torch.bfloat16, enabled=settings.bf16):
                 labels.append(student(images).logits.argmax(1).cpu())
             progress.advance(1, {})

@@ -70,7 +70,13 @@ def sweep(
     """
     tell = tell or SweepSilent()
     space = space_of(options)
-    images = {task: identity.fingerprint(task_of(_data(options, task))) for task in options.task}
+    opened = {task: task_of(_data(options, task)) for task in options.task}
+    if unjudged := [name for name, task in opened.items() if "val" not in task.splits]:
+        raise BadInput(
+            f"a sweep compares trials on validation images, and {unjudged[0]} has none of its own; "
+            f"give --val-share 0.1"
+        )
+    images = {name: identity.fingerprint(task) for name, task in opened.items()}
     _folder(options.out, images)
     url = options.storage or default_url(options.out)
     place = shown(url)

@@ -126,7 +126,10 @@ def adapt(
     waiting: deque[tuple[Path, str, InSteps[dict[str, Any]]]] = deque()
     for out, data, task, teacher in zip(places, datas, tasks, teachers, strict=True):
         student = method.build(
-            backbone, len(task.classes), options.settings, seed=options.train.seed
+            backbone.seen_by(task.target, options.net.decoder),
+            len(task.classes),
+            options.settings,
+            seed=options.train.seed,
         )
         attach_teacher(student, teacher, task.classes, data)
         training = fitting(

@@ -18,15 +18,17 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tailor.board import Board, Meter, Watch, epoch_record
 from tailor.checkpoint import Best, restore, snapshot, sound
 from tailor.data import Batches
 from tailor.distributed import Group, averaging, synced_batch_norm
 from tailor.errors import BadInput
-from tailor.metrics import metric_for
+from tailor.link import Link
+from tailor.metrics import MeanLoss, metric_for
 from tailor.optim import build_optimizer, rate_at
+from tailor.prefix import Resuming, Starting
 from tailor.progress import Progress, Silent
 from tailor.run import Run, write_tensors
 from tailor.settings import Settings
@@ -48,22 +50,35 @@ class Diverged(BadInput):
     """The loss became infinite or not a number."""
 
 
-@torch.no_grad()
 def evaluate(student: Student, batches: Batches, *, bf16: bool = False) -> float:
-    """The split's metric in [0, 1] over all processes: accuracy, or mean average precision.
+    """The split's metric over all processes, larger is better; see ``evaluate_both``."""
+    return evaluate_both(student, batches, bf16=bf16)[0]
+
+
+@torch.no_grad()
+def evaluate_both(student: Student, batches: Batches, *, bf16: bool = False) -> tuple[float, float]:
+    """The split's metric and its mean loss over all processes.
 
     Args:
         student: put into evaluation mode.
-        batches: of a split with one label per image, or with several.
+        batches: of a split, whose target says what is measured.
         bf16: compute in bfloat16.
+
+    Returns:
+        The metric, larger is better, and the task loss over all counted labels, without label
+        smoothing and in whatever batches.
     """
     student.train(False)
-    metric = metric_for(batches.split.labels.ndim)
+    metric, loss = metric_for(batches.split.target), MeanLoss(batches.split.target)
     for batch in batches.epoch(0):
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bf16):
-            logits = student(batch.images).logits
+            if batch.given is None:
+                logits = student(batch.images).logits
+            else:
+                logits = cast(Starting, student).resume(batch.given, batch.images).logits
         metric.add(logits, batch.labels)
-    return metric.value()
+        loss.add(logits, batch.labels)
+    return metric.value(), loss.value()
 
 
 def steps(
@@ -75,6 +90,7 @@ def steps(
     run: Run | None = None,
     stage: str = "adapt",
     progress: Progress | None = None,
+    link: Link | None = None,
 ) -> InSteps[Fitted]:
     """Train ``student`` in place, with a pause after every optimiser step; ``fit`` has none.
 
@@ -85,6 +101,7 @@ def steps(
         run: where to log, checkpoint and resume; nothing is written without one.
         stage: the word for it in the log: ``teacher``, ``adapt`` or ``retrain``.
         progress: who is told about it.
+        link: the task's place in a sequence: where the optimiser's state comes from and goes to.
 
     Returns:
         The kept weights' metric, epoch and the time that they took, pauses left out.
@@ -115,13 +132,15 @@ def steps(
         best = Best(about["best"], about["best_epoch"])
         meter = Meter(device, about["sums"])
         progress.say(f"resumed at step {step} of {settings.epochs * train.steps}")
+    elif link is not None:
+        link.begin(student, optimizer)
     if run is not None:
         run.rewind(stage, step)
     if settings.compile:
         _compile(student)
-    forward: Callable[[Tensor], Any] = student
+    forward: Callable[..., Any] = Resuming(student)
     if group.world > 1:
-        forward = averaging(module)
+        forward = averaging(cast(nn.Module, forward))
     board, watch, saved_at = Board(run, step), Watch(), time.monotonic()
 
     def save() -> None:
@@ -170,7 +189,7 @@ def steps(
         shown = step
         for epoch in range(step // train.steps, settings.epochs):
             watch.lap()  # validation is no training time
-            epoch_began, timed_from = watch.seconds(), step
+            epoch_began, images = watch.seconds(), 0
             student.train()
             for batch in train.epoch(epoch, start_step=step - epoch * train.steps):
                 share = rate_at(settings, step / train.steps)
@@ -188,17 +207,19 @@ def steps(
                         settings,
                         epoch=step / train.steps,
                         indices=batch.indices,
+                        target=train.split.target,
+                        given=batch.given,
                         forward=forward,
                     )
                 meter.add(result, len(batch.labels))
+                images += len(batch.labels) * group.world
                 step += 1
                 if device.type == "cpu" or step % settings.log_every == 0:
                     seen = finite_loss()
                     progress.advance(step - shown, seen)
                     shown = step
                 if step % settings.log_every == 0:
-                    speed = train.batch * (step - timed_from) / max(watch.lap(), 1e-9)
-                    timed_from = step
+                    speed, images = images / max(watch.lap(), 1e-9), 0
                     line = {"kind": "train", "epoch": epoch + 1, **seen, "lr": settings.lr * share}
                     log(line | {"images_per_second": speed})
                 if (
@@ -228,6 +249,8 @@ def steps(
             progress.advance(step - shown, seen)
             shown = step
             progress.epoch(epoch + 1, settings.epochs, record)
+    if link is not None and group.rank == 0:
+        link.end(student, optimizer)
     if settings.select == "best" and val is not None:
         best.restore(student, run)
         return Fitted(best.val, best.epoch, before + watch.seconds())

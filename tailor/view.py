@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from tailor import maps
 from tailor.errors import BadInput
 from tailor.task import MEAN, STD
 
@@ -103,8 +104,39 @@ class View:
         Raises:
             BadInput: ``resize`` is 0 and the image is smaller than ``side``.
         """
-        width, height = image.size
-        size = (self.side, self.side)
+        box, size = self._box(image.size, name), (self.side, self.side)
+        if self.resize == 0:
+            image = image.crop(box)
+        else:
+            # The same as scaling the short side and cutting then, but a long, thin image
+            # does not take more memory.
+            image = image.resize(size, Image.Resampling.BILINEAR, box=box)
+        if self.channels == 1:
+            return np.asarray(image.convert("L"))[None]
+        return np.asarray(image).transpose(2, 0, 1)
+
+    def store_map(self, found: maps.Array, name: str) -> maps.Array:
+        """Scale the centre of a label map to what is stored, as `store` does to its image.
+
+        Args:
+            found: (H, W) int16 classes or (K, H, W) float32 values.
+            name: of the image, for the error.
+
+        Returns:
+            (side, side) or (K, side, side) of the same type.
+
+        Raises:
+            BadInput: as `store`.
+        """
+        box = self._box((found.shape[-1], found.shape[-2]), name)
+        if self.resize == 0:
+            left, upper, right, lower = (int(x) for x in box)
+            return found[..., upper:lower, left:right]
+        return maps.scaled(found, box, self.side)
+
+    def _box(self, size: tuple[int, int], name: str) -> maps.Box:
+        """The part of an image of ``size`` (width, height) that is stored."""
+        width, height = size
         if self.resize == 0:
             if min(width, height) < self.side:
                 raise BadInput(
@@ -112,15 +144,8 @@ class View:
                     f"let images be scaled (--resize {self.side}) or use a smaller --px"
                 )
             left, top = (width - self.side) // 2, (height - self.side) // 2
-            image = image.crop((left, top, left + self.side, top + self.side))
-        elif self.squash:
-            image = image.resize(size, Image.Resampling.BILINEAR)
-        else:
-            # The same as scaling the short side and cutting then, but a long, thin image
-            # does not take more memory.
-            across, down = (width - min(image.size)) / 2, (height - min(image.size)) / 2
-            box = (across, down, width - across, height - down)
-            image = image.resize(size, Image.Resampling.BILINEAR, box=box)
-        if self.channels == 1:
-            return np.asarray(image.convert("L"))[None]
-        return np.asarray(image).transpose(2, 0, 1)
+            return left, top, left + self.side, top + self.side
+        if self.squash:
+            return 0, 0, width, height
+        across, down = (width - min(size)) / 2, (height - min(size)) / 2
+        return across, down, width - across, height - down

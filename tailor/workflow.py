@@ -18,7 +18,8 @@ from torch import nn
 from tailor import catalog, cost
 from tailor.errors import BadInput
 from tailor.legacy import nettailor_student, read_nettailor
-from tailor.opened import Opened, backbone_of, measure, open_run, task_of
+from tailor.link import Link
+from tailor.opened import Opened, backbone_of, measure, open_run, task_of, validated
 from tailor.options import SELECTING, Adapt, Data, Import, Net, Split, Teach
 from tailor.outcome import finish
 from tailor.progress import for_terminal
@@ -26,6 +27,7 @@ from tailor.run import LATENCY, write_json, write_tensors
 from tailor.session import (
     Reporter,
     attach_teacher,
+    check_fits,
     config_of,
     finished,
     nobody,
@@ -74,7 +76,7 @@ def _train_new(
     method = catalog.load("students", name, "method")
     options.train.check()
     task = task_of(options.data)
-    backbone = backbone_of(net, options.data)
+    backbone = backbone_of(net, options.data, task.target)
     student = method.build(backbone, len(task.classes), settings, seed=options.train.seed)
     teacher = options.teacher if isinstance(options, Adapt) else None
     if teacher is not None and isinstance(student, Distilled) and not student.wants_teacher():
@@ -106,6 +108,7 @@ def fitting(
     teacher: Path | None = None,
     tell: Reporter | None = None,
     command: str = "",
+    link: Link | None = None,
 ) -> InSteps[dict[str, Any]]:
     """Train any student on a task, in a run directory that every verb understands.
 
@@ -122,6 +125,7 @@ def fitting(
             it again.
         tell: who is told; a progress bar where somebody watches.
         command: what to show as the origin of the run.
+        link: the task's place in a sequence.
 
     Returns:
         The run's result, as in result.json.
@@ -134,8 +138,10 @@ def fitting(
     train = train or SELECTING
     data = data or Data(task=task.spec, root=task.root)
     data = dataclasses.replace(data, px=student.universal.input_size[-1])
+    check_fits(student, task)
     config = config_of(student, task, data, train)
     config["teacher"] = None if teacher is None else str(teacher.resolve())
+    config |= {} if link is None else link.config
     verb, out = "teach" if stage == "teacher" else "adapt", Path(out)
     progress = (tell or for_terminal)(f"{stage} {out.name}")
     if out.exists() and (done := finished(out, verb, config)) is not None:
@@ -145,7 +151,11 @@ def fitting(
     with open_directory(out, verb, config, command) as run:
         if run.result is not None:  # another process was faster while this one read images
             return run.result
-        fitted = yield from steps(student, *splits, train, run=run, stage=stage, progress=progress)
+        fitted = yield from steps(
+            student, *splits, train, run=run, stage=stage, progress=progress, link=link
+        )
+        if link is not None:
+            link.learned(student, splits[0], train)
         facts = {"task": task.name, "metric": task.metric, "config": config, "kept": None}
         return finish(run, student, task, fitted, facts, stage, train)
 
@@ -173,6 +183,7 @@ def import_checkpoint(
     task = task_of(options.data)
     backbone = backbone_of(net, options.data)
     student, pruned = nettailor_student(saved, backbone, len(task.classes))
+    check_fits(student, task)
     data, train = dataclasses.replace(options.data, px=backbone.input_size[-1]), Settings()
     source = {"format": options.format, "checkpoint": str(options.checkpoint.resolve())}
     config = config_of(student, task, data, train) | {"teacher": None} | source
@@ -180,7 +191,7 @@ def import_checkpoint(
         return done
     kept = student.kept() if pruned else None
     with open_directory(out, "import", config, command) as run:
-        val = measure(student, task, "val", data, train)[0]
+        val = validated(student, task, data, train)
         facts = {"task": task.name, "metric": task.metric, "config": config, "kept": kept}
         facts["published"] = saved.facts
         stage = "pruned" if pruned else "adapt"
@@ -283,8 +294,10 @@ def merge(path: Path, out: Path) -> dict[str, Any]:
         "kept": opened.result.get("kept"),
     }
     write_tensors(out, network.state_dict(), about)
+    method = catalog.load("students", opened.student.method, "method")
+    plain = getattr(method, "PLAIN", True)  # one network of the backbone's architecture
     return {
-        "timm": not (isinstance(opened.student, Gated) and _mixes(opened.student)),
+        "timm": plain and not (isinstance(opened.student, Gated) and _mixes(opened.student)),
         "run": str(path),
         "out": str(out),
         "backbone": opened.student.universal.name,

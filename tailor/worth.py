@@ -24,6 +24,7 @@ from tailor.metrics import Metric, metric_for
 from tailor.opened import batches, open_run, task_of
 from tailor.options import Split
 from tailor.progress import Progress, Silent
+from tailor.prune import SCORED
 from tailor.run import read_json, write_json
 from tailor.settings import Settings
 from tailor.student import Gated, Student
@@ -138,7 +139,7 @@ def parts_of(student: Student, path: Path) -> tuple[list[Part], list[str]]:
         )
     gates = student.gates()
     kinds = {gate.name: str(gate.kind) for gate in gates}
-    is_delta = all(kind == "delta" for kind in kinds.values())
+    is_delta = all(kind in SCORED for kind in kinds.values())
     closed = {gate.name for gate in gates if is_delta and not gate.on}
     here = [name for name in student.kept() if name not in closed]
     parts, needed = [], []
@@ -200,9 +201,9 @@ def _measure(
 
     The outer loop is over batches: a split that does not fit into memory is decoded once.
     """
-    metrics: list[Metric] = [metric_for(found.split.labels.ndim) for _ in students]
+    metrics: list[Metric] = [metric_for(found.split.target) for _ in students]
     right: list[list[Tensor]] = [[] for _ in students]
-    one_label = found.split.labels.ndim == 1
+    one_label = found.split.target.kind == "class"
     progress.begin(found.steps * len(students), 0)
     try:
         for batch in found.epoch(0):

@@ -16,7 +16,7 @@ from tailor.errors import BadInput
 from tests.synthetic_runs import write_nettailor_study, write_run, write_study
 from tests.test_worth import write_measured
 
-EASY = [verb for verb in OPTIONS if verb not in ("blocks", "worth")]
+EASY = [verb for verb in OPTIONS if verb not in ("blocks", "worth", "forgetting")]
 
 
 def call(capsys, *args):

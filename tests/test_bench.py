@@ -10,8 +10,9 @@ import sys
 import time
 
 import pytest
+import torch
 
-from students import nettailor
+from students import nettailor, probe, taps
 from tailor import bench
 from tailor.backbone import Backbone
 from tailor.errors import BadInput
@@ -195,3 +196,23 @@ def test_blocks_that_are_pruned_keep_the_nearest_proxy_and_no_other_is_left():
 def test_blocks_that_cannot_be_pruned_are_one_line(changed):
     with pytest.raises(BadInput, match="off names blocks"):
         bench.run(dataclasses.replace(TINY, **changed))
+
+
+def test_an_idle_worker_takes_less_than_one_that_trains(report):
+    assert 50 < report["train"]["idle_mb"] < report["train"]["peak_mb_plain"]
+
+
+def test_what_is_kept_is_the_frozen_starts_output_computed_once(monkeypatch):
+    student = probe.build(Backbone.create("resnet10t", weights="random", px=32), 10)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = student.universal(images)
+    given = bench._kept(student, dataclasses.replace(TINY, cache=True))
+    assert torch.equal(given(images), expected)
+    monkeypatch.setattr(student.universal, "forward", None)
+    assert torch.equal(given(images), expected)
+
+
+def test_a_method_that_freezes_nothing_has_nothing_to_keep():
+    student = taps.build(Backbone.create("resnet10t", weights="random", px=32), 10)
+    with pytest.raises(BadInput, match="leave --cache out"):
+        bench._kept(student, dataclasses.replace(TINY, cache=True))

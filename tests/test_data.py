@@ -53,7 +53,7 @@ def equal(one: Iterator[Batch], other: Iterator[Batch]) -> bool:
     """Bit for bit."""
     pairs = list(zip(one, other, strict=True))
     assert pairs
-    return all(torch.equal(a, b) for x, y in pairs for a, b in zip(x, y, strict=True))
+    return all(torch.equal(a, b) for x, y in pairs for a, b in zip(x[:3], y[:3], strict=True))
 
 
 def test_training_drops_the_short_last_batch():
@@ -80,7 +80,7 @@ def first_of(view: View, split: Split) -> Batch:
 def test_mirrored_border_shows_windows_of_the_mirrored_image():
     split = split_of(6, side=12)
     view = View(px=12, crop="reflect", pad=3, mean=(0.0,) * 3, std=(1 / 255,) * 3)
-    images, _, indices = first_of(view, split)
+    images, _, indices, _ = first_of(view, split)
     tops = set()
     for image, i in zip(images.round().to(torch.uint8).numpy(), indices.tolist(), strict=True):
         pixels = split.source.pixels[i].transpose(2, 0, 1)
@@ -109,7 +109,7 @@ def test_shares_of_brightness_contrast_and_saturation_are_separate():
 
 def test_labels_belong_to_their_images():
     split = split_of(24)
-    for _, labels, indices in train(split).epoch(0):
+    for _, labels, indices, _ in train(split).epoch(0):
         assert labels.tolist() == [i % 3 for i in indices.tolist()]
 
 
@@ -118,7 +118,7 @@ def test_sets_belong_to_their_images(limit: int):
     one = split_of(24)
     rows = torch.stack([one.labels == 0, one.labels > 0, -one.labels.clamp(max=1)], 1)
     split = Split(Pixels(np.zeros((24, 16, 16, 3), np.uint8), "x"), rows)
-    for _, labels, indices in train(split, memory_limit_bytes=limit, workers=0).epoch(0):
+    for _, labels, indices, _ in train(split, memory_limit_bytes=limit, workers=0).epoch(0):
         assert labels.dtype == torch.int8
         assert torch.equal(labels, split.labels[indices])
 
@@ -146,7 +146,7 @@ def test_two_ranks_together_see_the_batches_of_one_process(view: View):
     for whole, even, odd in zip(
         train(split, view).epoch(1), *(r.epoch(1) for r in ranks), strict=True
     ):
-        for joined, left, right in zip(whole, even, odd, strict=True):
+        for joined, left, right in zip(whole[:3], even[:3], odd[:3], strict=True):
             assert torch.equal(joined[0::2], left)
             assert torch.equal(joined[1::2], right)
 

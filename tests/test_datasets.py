@@ -567,7 +567,8 @@ def test_npz_that_contradicts_itself_names_file_and_array(
     [
         ("{", "is not JSON"),
         ("[]", "states task None"),
-        ('{"task": "dense", "classes": ["a"]}', "states task 'dense'"),
+        ('{"task": "detect", "classes": ["a"]}', "states task 'detect'"),
+        ('{"task": "dense", "classes": ["a"]}', 'has no map "targets"'),
         ('{"task": ["classify"], "classes": ["a"]}', r"states task \['classify'\]"),
         ('{"task": "classify"}', 'has no list "classes"'),
         ('{"task": "classify", "classes": 7}', 'has no list "classes"'),

@@ -253,3 +253,119 @@ def test_from_a_teachers_run_to_a_finished_run(tmp_path):
     assert tensors["source.weight"].shape == (10, 128)
     again = evaluate(tmp_path / "lwf", device="cpu")
     assert again["value"] == result["test"]
+
+
+# In a sequence --------------------------------------------------------------------------------
+
+
+def sequence(weights, **options):
+    """Two trained tasks, and the student of the third; and what the network said before it."""
+    backbone, config = source(weights), lwf.Config(**options)
+    found = [train(lwf.build(backbone, 4, config, seed=1))]
+    for number in (2, 3):
+        found.append(lwf.sequel(found, backbone, 4, config, seed=number))
+        if number == 2:
+            train(found[1])
+    return found
+
+
+def test_a_sequel_goes_on_with_body_and_old_heads(weights):
+    first, second, third = sequence(weights)
+    assert third.task.body.conv1.weight is first.task.body.conv1.weight
+    assert third.task.source is second.task.source is first.task.source
+    assert [h is s.task.head for h, s in zip(third.task.earlier, (first, second), strict=True)] == [
+        True,
+        True,
+    ]
+    assert third.task.head is not second.task.head
+    found = {id(p) for role in third.roles().values() for p in role}
+    assert found == {id(p) for p in third.task.parameters()}
+
+
+@pytest.mark.parametrize("headless", [False, True])
+def test_each_old_head_is_held_to_what_it_said_before_the_task(weights, headless):
+    *_, third = sequence("random" if headless else weights, source_weight=0.5)
+    body, images = third.task.body, batch(3)[0]
+    heads = [*([] if headless else [third.task.source]), *third.task.earlier]
+    with torch.no_grad():  # as it is now: in evaluation mode what it was, in training what it is
+        features = copy.deepcopy(body).eval()(images)
+        old = [head(features).double().numpy() / 2 for head in heads]
+        features = copy.deepcopy(body).train()(images)
+        new = [head(features).double().numpy() / 2 for head in heads]
+    found = third.train().distillation(images, third(images), None)
+    terms = [
+        -(softmax(a) * np.log(softmax(b))).sum(1).mean() for a, b in zip(old, new, strict=True)
+    ]
+    assert found.item() == pytest.approx(0.5 * sum(terms), rel=1e-5)
+    train(third)  # what it is held to stays what it was
+    with torch.no_grad():
+        again = [head(third._old[0](images)).double().numpy() / 2 for head in third._old[1:]]
+    for a, b in zip(old, again, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_matching_features_in_a_sequence_holds_those_of_the_task_before(weights):
+    *_, third = sequence(weights, match="features", source_weight=2.0)
+    images = batch(3)[0]
+    with torch.no_grad():
+        old = copy.deepcopy(third.task.body).eval()(images)
+        new = copy.deepcopy(third.task.body).train()(images)
+    found = third.train().distillation(images, third(images), None)
+    assert found.item() == pytest.approx(2 * (new - old).square().mean().item(), rel=1e-5)
+
+
+def test_the_network_as_it_was_is_in_no_file_and_gone_after_the_next_task(weights):
+    _, second, third = sequence(weights)
+    assert not any("old" in name for name in third.task.state_dict())
+    assert third._old
+    assert not second._old
+    counted = sum(p.numel() for p in third.parameters() if p.requires_grad)
+    assert counted == sum(p.numel() for p in third.task.parameters())
+
+
+def test_weight_0_in_a_sequence_is_fine_tuning_bit_for_bit(weights):
+    config = lwf.Config(source_weight=0, statistics="own")
+    ours, theirs = (
+        train(m.build(source(weights), 4, c, seed=2)) for m, c in ((lwf, config), (finetune, None))
+    )
+    ours = train(lwf.sequel([ours], ours.universal, 4, config, seed=3))
+    theirs = train(finetune.sequel([theirs], theirs.universal, 4, seed=3))
+    expected = theirs.task.state_dict()
+    assert all(torch.equal(ours.task.state_dict()[n], t) for n, t in expected.items())
+
+
+def test_a_later_task_forgets_the_less_the_larger_the_weight():
+    gaps = []
+    for weight in (1e-9, 10.0):
+        backbone, config = source(), lwf.Config(source_weight=weight)
+        first = train(lwf.build(backbone, 4, config, seed=1), steps=10)
+        images = batch(50, count=32)[0]
+        # Probabilities: logits may all move by the same without a loss.
+        said = first(images).logits.detach().softmax(1)
+        train(lwf.sequel([first], backbone, 4, config, seed=2), steps=20)
+        gaps.append((first.eval()(images).logits.softmax(1) - said).square().mean().item())
+    assert gaps[1] < 0.5 * gaps[0]
+
+
+def test_a_sequence_is_rebuilt_from_what_each_task_saved(weights):
+    backbone = source(weights)
+    first = train(lwf.build(backbone, 4, seed=1))
+    saved = [{n: t.clone() for n, t in first.task.state_dict().items()}]
+    second = train(lwf.sequel([first], backbone, 4, seed=2))
+    again = lwf.build(backbone, 4, seed=7)
+    again.task.load_state_dict(saved[0])
+    other = lwf.sequel([again], backbone, 4, seed=8)
+    other.task.load_state_dict(second.task.state_dict())
+    images = batch(9)[0]
+    for mine, theirs in ((first, again), (second, other)):
+        assert torch.equal(mine.eval()(images).logits, theirs.eval()(images).logits)
+
+
+def test_sets_of_labels_and_values_are_held_in_their_own_way():
+    draw = torch.Generator().manual_seed(0)
+    now, before = torch.randn(5, 3, generator=draw), torch.randn(5, 3, generator=draw)
+    q, p = (1 / (1 + np.exp(-z.double().numpy() / 2)) for z in (now, before))
+    expected = -(p * np.log(q) + (1 - p) * np.log(1 - q)).sum(1).mean()  # a sum over labels
+    assert lwf._distance(now, before, "set", 2.0).item() == pytest.approx(expected, rel=1e-5)
+    expected = float((now - before).square().mean())
+    assert lwf._distance(now, before, "pixel_values", 2.0).item() == pytest.approx(expected)

@@ -7,11 +7,22 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import accuracy_score, average_precision_score, jaccard_score, r2_score
 
 from tailor.distributed import Group, joined
 from tailor.errors import BadInput
-from tailor.metrics import MeanAveragePrecision, Metric, Top1, average_precision, metric_for
+from tailor.losses import task_loss
+from tailor.metrics import (
+    R2,
+    MeanAveragePrecision,
+    MeanIoU,
+    MeanLoss,
+    Metric,
+    Top1,
+    average_precision,
+    metric_for,
+)
+from tailor.target import CLASS, PIXEL_CLASS, PIXEL_VALUES, SET, SOFT, VALUES, target
 from tests import processes
 
 
@@ -130,9 +141,84 @@ def test_bfloat16_logits_are_ranked():
     assert of(MeanAveragePrecision(), (logits, torch.tensor([[0], [1]]))) == 1.0
 
 
-def test_labels_choose_the_metric():
-    assert isinstance(metric_for(torch.zeros(4).ndim), Top1)
-    assert isinstance(metric_for(torch.zeros(4, 2).ndim), MeanAveragePrecision)
+def test_the_target_chooses_the_metric():
+    assert isinstance(metric_for(CLASS), Top1)
+    assert isinstance(metric_for(SOFT), Top1)
+    assert isinstance(metric_for(PIXEL_CLASS), MeanIoU)
+    assert isinstance(metric_for(target("pixel_class", metric="pixel_accuracy")), Top1)
+    assert isinstance(metric_for(PIXEL_VALUES), R2)
+    assert isinstance(metric_for(SET), MeanAveragePrecision)
+
+
+def pixels(count: int = 5, classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, K, 6, 6) and labels (B, 6, 6) of which a third is not counted."""
+    make = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (count, 6, 6), generator=make)
+    labels[torch.rand(labels.shape, generator=make) < 1 / 3] = -1
+    return torch.randn(count, classes, 6, 6, generator=make), labels.to(torch.int16)
+
+
+def halves(metric: Metric, logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The value after two batches of different size."""
+    return of(metric, (logits[:2], labels[:2]), (logits[2:], labels[2:]))
+
+
+def test_miou_and_pixel_accuracy_equal_scikit_learns():
+    logits, labels = pixels()
+    labels[labels == 3] = 0  # a class that no pixel has is left out of the mean
+    counted = labels >= 0
+    true, said = labels[counted].numpy(), logits.argmax(1)[counted].numpy()
+    expected = jaccard_score(true, said, labels=[0, 1, 2], average="macro")
+    assert halves(MeanIoU(), logits, labels) == pytest.approx(expected, abs=1e-12)
+    assert halves(Top1(), logits, labels) == pytest.approx(accuracy_score(true, said), abs=1e-12)
+
+
+def test_r2_equals_scikit_learns_of_every_counted_pixel():
+    make = torch.Generator().manual_seed(0)
+    labels = 3 + torch.randn(5, 2, 6, 6, generator=make)
+    logits = labels + 0.5 * torch.randn(labels.shape, generator=make)
+    labels[torch.rand(labels.shape, generator=make) < 0.3] = torch.nan
+    pairs = [
+        (t[~t.isnan()], y[~t.isnan()])
+        for t, y in zip(*(x.unbind(1) for x in (labels, logits)), strict=True)
+    ]
+    expected = np.mean([r2_score(t.numpy(), y.numpy()) for t, y in pairs])
+    assert halves(R2(), logits, labels) == pytest.approx(expected, abs=1e-6)  # float32 pairs
+    # An output whose labels are all the same has no share to explain.
+    labels[:, 1] = 0.1
+    alone = r2_score(pairs[0][0].numpy(), pairs[0][1].numpy())
+    assert halves(R2(), logits, labels) == pytest.approx(alone, abs=1e-6)
+
+
+def test_r2_of_the_mean_is_0_and_of_labels_that_do_not_vary_refused():
+    labels = torch.tensor([[1.0], [2.0], [6.0]])
+    assert of(R2(), (torch.full((3, 1), 3.0), labels)) == pytest.approx(0, abs=1e-12)
+    with pytest.raises(BadInput, match="do not vary"):
+        of(R2(), (labels, torch.full((3, 1), 0.1)))
+
+
+def test_a_soft_label_is_met_by_its_likeliest_class():
+    labels = torch.tensor([[0.6, 0.4], [0.1, 0.9]])
+    assert of(Top1(), (torch.tensor([[0.0, 1.0], [0.0, 1.0]]), labels)) == 0.5
+
+
+def test_labels_of_which_none_is_counted_are_refused():
+    nothing = torch.full((2, 3, 3), -1, dtype=torch.int16)
+    for metric in (MeanIoU(), Top1(), MeanLoss(PIXEL_CLASS)):
+        with pytest.raises(BadInput, match="no label of the split is counted"):
+            of(metric, (torch.zeros(2, 4, 3, 3), nothing))
+
+
+@pytest.mark.parametrize("kind", [CLASS, VALUES, PIXEL_CLASS], ids=lambda t: t.kind)
+def test_the_loss_of_a_split_is_the_same_in_any_batches(kind):
+    logits, labels = pixels()
+    if kind == CLASS:
+        logits, labels = logits[:, :, 0, 0], labels[:, 0, 0].long().clamp_min(0)
+    elif kind == VALUES:
+        logits, labels = logits[:, 0, 0], torch.where(logits[:, 1, 1] > 1, torch.nan, 2.0)
+    whole = of(MeanLoss(kind), (logits, labels))
+    assert whole == pytest.approx(task_loss(logits, labels, target=kind).item(), rel=1e-6)
+    assert halves(MeanLoss(kind), logits, labels) == pytest.approx(whole, rel=1e-6)
 
 
 def _values(images: int) -> None:
@@ -142,18 +228,25 @@ def _values(images: int) -> None:
         print(*_share(images, group))
 
 
-def _share(images: int, group: Group) -> tuple[float, float]:
+def _share(images: int, group: Group) -> list[float]:
     random = torch.Generator().manual_seed(0)
     logits = torch.randn(images, 3, generator=random)
     sets = torch.randint(-1, 2, (images, 3), generator=random).to(torch.int8)
     sets[0] = 1  # whatever is drawn
     mine = slice(group.rank, None, group.world)
+    maps, classes = pixels(images)
     found = []
-    for metric, labels in ((Top1(), sets.argmax(1)), (MeanAveragePrecision(), sets)):
-        if len(logits[mine]):
-            metric.add(logits[mine], labels[mine])
-        found.append(metric.value())
-    return found[0], found[1]
+    for metric, said, labels in (
+        (Top1(), logits, sets.argmax(1)),
+        (MeanAveragePrecision(), logits, sets),
+        (MeanIoU(), maps, classes),
+        (R2(), maps, maps.round()),
+        (MeanLoss(PIXEL_CLASS), maps, classes),
+    ):
+        if len(said[mine]):
+            metric.add(said[mine], labels[mine])
+        found.append(round(metric.value(), 6))  # float sums depend on their order
+    return found
 
 
 @pytest.mark.parametrize("images", [11, 1])

@@ -34,6 +34,7 @@ SHOWN = {  # figures and tables
     "budget": (3, 4),
     "decathlon_predictions": (3, 2),
     "decathlon_layers": (3, 2),
+    "lifelong": (2, 3),
 }
 MOST_BYTES = 300_000
 WIDE = """return [...document.querySelectorAll('.jp-OutputArea-output')]

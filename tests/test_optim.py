@@ -228,7 +228,7 @@ def test_the_published_rule_is_none_for_deltas():
 
 def test_a_run_of_before_decays_by_role_belongs_to_the_same_command(tmp_path):
     old = dataclasses.asdict(Settings())
-    for name in (*(f"decay_{role}" for role in ROLES), "legacy_weight_decay"):
+    for name in (*(f"decay_{role}" for role in ROLES), "legacy_weight_decay", "steps_per_epoch"):
         del old[name]
     assert as_config(Settings()) == old
     assert Settings(**old) == Settings()

@@ -347,6 +347,7 @@ BAD = {
         "one task, but 2 are given",
     ),
     "processes": (["--processes", "0"], "processes is 0"),
+    "no validation": (["--val-share", "0"], "digits has none of its own; give --val-share 0.1"),
     "storage": (["--storage", "mysql://a/b"], "sqlite and postgresql are supported"),
     "no folder": (["--out", "/dev/null/sweep"], "a part of that path is a file"),
     "unreachable": (["--storage", "postgresql://u:secret@127.0.0.1:1/x"], "cannot be reached"),

@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from tailor.check import check
 from tailor.errors import BadInput
-from tailor.task import Files, Pixels, Split, Task, _check, open_task
+from tailor.target import SET
+from tailor.task import Files, Pixels, Split, Task, open_task
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -65,7 +67,7 @@ def test_a_validation_split_of_the_data_set_is_used_as_it_is(tmp_path: Path):
     assert (len(splits["train"]), len(splits["val"])) == (10, 3)
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, float("nan")])
+@pytest.mark.parametrize("share", [1.0, -0.1, float("nan")])
 def test_validation_share_outside_0_to_1_is_refused(share: float):
     with pytest.raises(BadInput, match="validation share"):
         open_task("digits", val_share=share)
@@ -223,7 +225,7 @@ def task_of_sets(rows: list[list[int]], classes: int = 2) -> Task:
     pixels = np.zeros((len(rows), 2, 2), np.uint8)
     split = Split(Pixels(pixels, "x"), torch.tensor(rows))
     names = tuple("abc"[:classes])
-    return Task(name="t", classes=names, splits={"train": split}, metric="map")
+    return Task(name="t", classes=names, splits={"train": split}, target=SET)
 
 
 def test_split_of_sets_keeps_rows_together():
@@ -234,7 +236,7 @@ def test_split_of_sets_keeps_rows_together():
 
 
 def test_a_class_that_no_image_of_a_set_has_is_no_error():
-    _check(task_of_sets([[1, 0], [0, 0]]))
+    check(task_of_sets([[1, 0], [0, 0]]))
 
 
 @pytest.mark.parametrize(
@@ -248,4 +250,4 @@ def test_a_class_that_no_image_of_a_set_has_is_no_error():
 )
 def test_sets_that_are_none_are_refused(rows: list[list[int]], classes: int, message: str):
     with pytest.raises(BadInput, match=message):
-        _check(task_of_sets(rows, classes))
+        check(task_of_sets(rows, classes))

@@ -9,13 +9,24 @@
 
 A "multilabel" task has, instead of label, labels (n, C) of integers: 1 where classes[c] is
 present, 0 where it is absent, -1 where that is not to be counted; its metric is mean average
-precision. Dense tasks of this format are refused.
+precision.
+
+A "dense" task has labels of every pixel, and may have several kinds of them: `npz:PATH@TARGET` is
+the task of one. Instead of label, for every target an encoded image of the size of its picture:
+
+    dataset.json    {"task": "dense", "targets": {TARGET: words, ...}}
+    train.npz       target_TARGET_data, target_TARGET_offsets    as data and offsets
+
+The words say what the pixels are, and only two kinds of them are read: "uint8 classes: 0 sky, 1
+tree, ..." (255 is not counted) and "uint8/255: ...", a value in 0 to 1 of every channel.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +36,28 @@ import torch
 from PIL import Image
 
 from tailor.errors import BadInput
-from tailor.task import Metric, Split, Task
+from tailor.target import CLASS, PIXEL_CLASS, SET, Target, target
+from tailor.task import Split, Task
 
 Array = npt.NDArray[Any]
-METRICS: dict[object, Metric] = {"classify": "top1", "multilabel": "map"}  # by the word for it
+TARGETS = {"classify": CLASS, "multilabel": SET}  # by the word for it
+NOT_COUNTED = 255  # in a map of classes
+# Squared, because most pixels of such maps are 0, which is all that an absolute error asks for.
+VALUES_IN_0_TO_1 = target("pixel_values", loss="l2")
 
 
 class Encoded:
     """A source of encoded image files that lie in one array."""
 
     def __init__(self, data: Array, offsets: Array, ids: list[str], path: Path) -> None:
-        """Take what `_split` has validated."""
+        """Take what `_files` has validated."""
         self.data = data
         self.offsets = offsets
         self.ids = ids  # may be empty
         self.path = path
+
+    def __len__(self) -> int:
+        return max(0, len(self.offsets) - 1)
 
     def read(self, i: int) -> Image.Image:
         """Decode image ``i``."""
@@ -57,24 +75,103 @@ class Encoded:
         return f"{self.path} image {i}" + (f" ({self.ids[i]})" if self.ids else "")
 
 
+class EncodedMaps:
+    """Label maps that lie as encoded image files in one array."""
+
+    def __init__(self, files: Encoded, name: str, outputs: int, *, numeric: bool) -> None:
+        """Take the files of target ``name``."""
+        self.files, self.name, self.outputs, self.numeric = files, name, outputs, numeric
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, i: int) -> Array:
+        """(H, W) classes, -1 where not counted, or (outputs, H, W) values in 0 to 1."""
+        pixels = np.asarray(self.files.read(i))
+        if pixels.dtype != np.uint8:
+            raise ValueError(f"pixels are {pixels.dtype}, not uint8")
+        if self.numeric:
+            return np.atleast_3d(pixels).transpose(2, 0, 1).astype(np.float32) / 255
+        return np.where(pixels == NOT_COUNTED, -1, pixels.astype(np.int16))
+
+    def encoded(self, i: int) -> bytes:
+        """The file of map ``i``."""
+        return self.files.encoded(i)
+
+    def where(self, i: int) -> str:
+        """File, target, number and, where it is known, id."""
+        return f"target {self.name!r} of {self.files.where(i)}"
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What dataset.json says about labels."""
+
+    classes: tuple[str, ...]
+    target: Target
+    name: str = ""  # of a dense target
+
+
 def read(path: str, root: Path, *, download: bool) -> Task:
     """Open the folder at ``path``, relative to the working directory; nothing is downloaded.
 
     Raises:
         BadInput: a file or an array is missing or broken; the message names both.
     """
-    base = Path(path).expanduser()
-    facts = _facts(base / "dataset.json")
+    folder, _, wanted = path.partition("@")
+    base = Path(folder).expanduser()
+    said = _said(base / "dataset.json", wanted)
     if not (base / "train.npz").is_file():
         raise BadInput(f"{base / 'train.npz'} does not exist: give a folder that holds it")
-    classes = tuple(str(c) for c in facts["classes"])
-    metric = METRICS[facts["task"]]
     splits = {
-        name: _split(base / f"{name}.npz", len(classes), metric)
+        name: _split(base / f"{name}.npz", said)
         for name in ("train", "val", "test")
         if (base / f"{name}.npz").is_file()
     }
-    return Task(name=base.resolve().name, classes=classes, splits=splits, metric=metric)
+    name = base.resolve().name + (f"@{wanted}" if wanted else "")
+    return Task(name=name, classes=said.classes, splits=splits, target=said.target)
+
+
+def _said(path: Path, wanted: str) -> _Said:
+    """What labels are, of the dense target ``wanted`` if one is named."""
+    facts = _facts(path)
+    kind = facts.get("task")
+    if kind == "dense":
+        return _said_dense(path, facts.get("targets"), wanted)
+    if wanted:
+        raise BadInput(
+            f"{path} states task {kind!r}, which has one kind of labels: leave @{wanted} out"
+        )
+    if not isinstance(kind, str) or kind not in TARGETS:
+        raise BadInput(
+            f'{path} states task {kind!r}: only "classify", one class per image, "multilabel" and '
+            '"dense" can be read'
+        )
+    if not isinstance(facts.get("classes"), list):
+        raise BadInput(f'{path} has no list "classes": name the class of every label there')
+    return _Said(tuple(str(c) for c in facts["classes"]), TARGETS[kind])
+
+
+def _said_dense(path: Path, targets: object, wanted: str) -> _Said:
+    if not isinstance(targets, dict) or not targets:
+        raise BadInput(f'{path} has no map "targets": say there what every target is')
+    if wanted not in targets:
+        which = f"has no target {wanted!r}" if wanted else "is dense"
+        raise BadInput(
+            f"{path} {which}: choose one, such as npz:{path.parent}@{min(targets)}; "
+            f"it has {', '.join(targets)}"
+        )
+    words = str(targets[wanted])
+    if words.startswith("uint8/255"):
+        return _Said((wanted,), VALUES_IN_0_TO_1, wanted)
+    if words.startswith("uint8 classes:"):
+        pairs = re.findall(r"(\d+) ([^,]+)", words.partition(":")[2])
+        if pairs and [int(number) for number, _ in pairs] == list(range(len(pairs))):
+            return _Said(tuple(name.strip() for _, name in pairs), PIXEL_CLASS, wanted)
+    raise BadInput(
+        f'{path} says of target {wanted!r}: {words!r}; only "uint8 classes: 0 name, 1 name, ..." '
+        'and "uint8/255: ..." can be predicted'
+    )
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -87,40 +184,51 @@ def _facts(path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise BadInput(f"{path} is not JSON ({error}): get the file anew") from error
-    kind = facts.get("task") if isinstance(facts, dict) else None
-    if not isinstance(kind, str) or kind not in METRICS:
-        raise BadInput(
-            f'{path} states task {kind!r}: only "classify", one class per image, and "multilabel" '
-            "can be read"
-        )
-    if not isinstance(facts.get("classes"), list):
-        raise BadInput(f'{path} has no list "classes": name the class of every label there')
-    return dict(facts)
+    return facts if isinstance(facts, dict) else {}
 
 
-def _split(path: Path, classes: int, metric: Metric) -> Split:
-    data = _array(path, "data", "u", 1)
-    offsets = _array(path, "offsets", "iu", 1).astype(np.int64)
-    labels = _numbers(path, classes) if metric == "top1" else _sets(path, classes)
-    if data.dtype != np.uint8:
-        raise BadInput(f"{path}: data is {data.dtype}, uint8 is needed: write the file anew")
-    if len(offsets) != len(labels) + 1:
+def _split(path: Path, said: _Said) -> Split:
+    source = _files(path, "")
+    if said.target.dense:
+        files = _files(path, f"target_{said.name}_")
+        if len(files) != len(source):
+            raise BadInput(
+                f"{path} has {len(files)} maps of target {said.name!r} for {len(source)} images: "
+                "write the file anew"
+            )
+        numeric = said.target.numeric
+        maps = EncodedMaps(files, said.name, len(said.classes), numeric=numeric)
+        return Split(source, maps, target=said.target)
+    one = said.target == CLASS
+    labels = (_numbers if one else _sets)(path, len(said.classes))
+    if len(source.offsets) != len(labels) + 1:
         raise BadInput(
-            f"{path}: offsets has {len(offsets)} entries for {len(labels)} in "
-            f"{'label' if metric == 'top1' else 'labels'}, one more than labels is needed: "
+            f"{path}: offsets has {len(source.offsets)} entries for {len(labels)} in "
+            f"{'label' if one else 'labels'}, one more than labels is needed: "
             "write the file anew"
+        )
+    return Split(source, torch.from_numpy(labels))
+
+
+def _files(path: Path, prefix: str) -> Encoded:
+    """The encoded files of arrays PREFIXdata and PREFIXoffsets, checked against each other."""
+    data = _array(path, f"{prefix}data", "u", 1)
+    offsets = _array(path, f"{prefix}offsets", "iu", 1).astype(np.int64)
+    if data.dtype != np.uint8:
+        raise BadInput(
+            f"{path}: {prefix}data is {data.dtype}, uint8 is needed: write the file anew"
         )
     start, end = offsets[:-1], offsets[1:]
     wrong = np.flatnonzero((start < 0) | (end <= start) | (end > len(data)))
     if len(wrong):
         i = int(wrong[0])
         raise BadInput(
-            f"{path}: offsets say that image {i} is bytes {start[i]} to {end[i]} "
-            f"of {len(data)} in data: offsets must rise and stay inside: write the file anew"
+            f"{path}: {prefix}offsets say that image {i} is bytes {start[i]} to {end[i]} "
+            f"of {len(data)} in {prefix}data: offsets must rise and stay inside: "
+            "write the file anew"
         )
     ids = [i.decode(errors="replace") for i in _array(path, "id", "S", 1, needed=False).tolist()]
-    source = Encoded(data, offsets, ids if len(ids) == len(labels) else [], path)
-    return Split(source, torch.from_numpy(labels))
+    return Encoded(data, offsets, ids if len(ids) == len(offsets) - 1 else [], path)
 
 
 def _numbers(path: Path, classes: int) -> Array:

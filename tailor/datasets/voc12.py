@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from tailor.datasets import _sample, _voc
+from tailor.target import SET
 from tailor.task import Facts, Files, Split, Task
 
 FACTS = Facts(
@@ -30,7 +31,7 @@ def read(root: Path, *, download: bool) -> Task:
         labels = torch.tensor(rows, dtype=torch.int8).view(len(rows), len(_voc.CLASSES))
         splits[split] = Split(Files([image for image, _ in pairs]), labels)
     name = _sample.named("voc12", root)
-    return Task(name=name, classes=_voc.CLASSES, splits=splits, metric="map")
+    return Task(name=name, classes=_voc.CLASSES, splits=splits, target=SET)
 
 
 def _present(things: list[_voc.Thing]) -> list[int]:
