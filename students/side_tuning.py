@@ -72,7 +72,8 @@ class Config(Selection):
     norm: bool = True
     """Normalise eight groups of features before the head."""
     project: bool = True
-    """Map a side of another width than the base's to that width, by one linear layer."""
+    """Map a side of another width than the base's to that width, by one linear layer, and a map of
+    other sides to those of the base's, bilinearly."""
     side_init: Init = "random"
     """Start a side of the backbone's own architecture from its weights (copy)."""
     side_weights: str = ""

@@ -152,7 +152,7 @@ def side_path(
     project: bool = True,
     seed: int = 0,
 ) -> nn.Sequential:
-    """A side network, and behind it a map to the base's width (or nothing where it has that).
+    """A side network, and behind it what makes its shape the base's (nothing where it is).
 
     Args:
         name, backbone, width, init, seed: see ``side_network``.
@@ -170,19 +170,44 @@ def side_path(
     wanted, found = backbone.feature_shape, output_shape(side, backbone, name)
     behind: nn.Module = nn.Identity()
     if found != wanted:
-        alike = found[1:] == wanted[1:] and len(found) == len(wanted)
+        alike = len(found) == len(wanted)
         if not (alike and project):
-            remedy = "--project" if alike else "another --side or --px"
+            remedy = "--project" if alike else "another --side"
             raise BadInput(
                 f"base and side must have equal shapes: {backbone.name!r} returns {wanted}, side "
                 f"{name!r} {found}; give {remedy}"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            behind = pointwise(wanted, found[0], wanted[0], bias=True)
+            behind = _map_to(found, wanted)
     if weights:
         load_side(side, behind, Path(weights))
     return nn.Sequential(side, behind)
+
+
+def _map_to(found: tuple[int, ...], wanted: tuple[int, ...]) -> nn.Module:
+    """From one shape to another: a linear map where widths differ, then other sides of maps."""
+    width = pointwise(wanted, found[0], wanted[0], bias=True)
+    if found[1:] == wanted[1:]:
+        return width
+    size = Resized((wanted[1], wanted[2]))
+    return size if found[0] == wanted[0] else nn.Sequential(width, size)
+
+
+class Resized(nn.Module):
+    """Maps of other sides, bilinearly; it has no parameters.
+
+    Args:
+        size: (h, w) that is wanted.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, h', w') to (B, C, h, w)."""
+        return F.interpolate(maps, self.size, mode="bilinear", align_corners=False)
 
 
 def _of_timm(name: str, backbone: Backbone, init: Init, seed: int) -> nn.Module:

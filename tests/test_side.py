@@ -96,7 +96,21 @@ def test_a_dense_base_gets_maps():
     assert path(noise(1, 3, 32, 32)).shape == (1, 64, 8, 8)
     assert isinstance(path[1], nn.Conv2d)
     with pytest.raises(BadInput, match=r"returns \(64, 8, 8\), side 'fcn4' \(64, 5, 5\)"):
-        side_path("fcn4", backbone)
+        side_path("fcn4", backbone, project=False)
+
+
+def test_a_map_of_other_sides_is_resized_without_parameters():
+    backbone = Backbone.create("resnet44", weights="random", px=32, dense=True)
+    resized = side_path("fcn4", backbone)[1]
+    assert not list(resized.parameters())
+    flat = resized(torch.full((1, 64, 5, 5), 3.0))  # a flat map stays flat, whatever its sides
+    assert torch.equal(flat, torch.full((1, 64, 8, 8), 3.0))
+    row = resized(torch.arange(5.0).repeat(1, 64, 5, 1))[0, 0, 0]
+    # Pixel centres: output i lies at 5 (i + .5) / 8 - .5 of the input, cut at its borders.
+    wanted = [min(max(5 * (i + 0.5) / 8 - 0.5, 0.0), 4.0) for i in range(8)]
+    assert row.tolist() == pytest.approx(wanted)
+    both = side_path("timm:small_resnet", backbone)[1]
+    assert [type(m).__name__ for m in both] == ["Conv2d", "Resized"]
 
 
 def test_timm_networks_serve_as_sides_with_a_map_to_the_base_width(resnet):
