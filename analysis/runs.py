@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tailor.errors import BadInput
-from tailor.run import BASIS, LATENCY, SCHEMA
+from tailor.run import BASIS, LATENCY, MATRIX, SCHEMA
 
 SWEEP = "sweep.json"  # marks the directory of a sweep
-MATRIX = "matrix.json"  # that of a sequence of tasks, once the first is learned
 
 _NEEDED = ("task", "method", "backbone", "seed", "stage", "layers", "layers_adapted", "params")
 

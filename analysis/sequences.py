@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis.runs import MATRIX
 from tailor.errors import BadInput
+from tailor.run import MATRIX, MATRIX_REMEDY
 
 _PERCENT = ("top1", "map")  # metrics that people read in percent
 _GROWING = ("params", "memory", "bytes", "macs")  # after each task
@@ -149,9 +149,7 @@ def _read(folder: Path) -> Matrix:
         raise BadInput(f"cannot read {file}: {error.strerror}; check its permissions") from error
     except (ValueError, TypeError, AttributeError) as error:
         told = " ".join(str(error).split())
-        raise BadInput(
-            f"{file} is damaged ({told}); repeat the `tailor lifelong` command that made it"
-        ) from error
+        raise BadInput(f"{file} is damaged ({told}); {MATRIX_REMEDY}") from error
 
 
 def _triangle(name: str, rows: Any, tasks: Sequence[str]) -> tuple[tuple[float, ...], ...]:

@@ -25,24 +25,17 @@ from tailor import cache, cost, shrink, workflow
 from tailor.account import Account
 from tailor.backbone import Backbone
 from tailor.data import Batches
-from tailor.learner import MATRIX
 from tailor.link import MEMORY, Link
 from tailor.opened import batches, read_into, result_of, student_of
 from tailor.options import Data, Lifelong, Prune, Retrain, Split, Teach
 from tailor.progress import Silent
-from tailor.run import write_json
+from tailor.run import MATRIX, write_json
 from tailor.sequence import folder_names
 from tailor.session import Reporter
 from tailor.settings import Settings, pick_device
 from tailor.student import Distilled, Student
 from tailor.task import Task
 from tailor.train import evaluate_both
-
-# What matrix.json has of each task; see ``lifelong.run``.
-ROWS = (
-    *("runs", "tasks", "split", "metric", "accuracy", "loss", "params", "trainable"),
-    *("task_params", "heads", "memory", "bytes", "seconds", "macs"),
-)
 
 
 def shares(method: ModuleType, settings: Any) -> bool:

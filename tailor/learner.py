@@ -8,6 +8,7 @@ Left out: learning (``lifelong.py``).
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ from tailor.backbone import Backbone
 from tailor.errors import BadInput
 from tailor.opened import backbone_of, measure, result_of, student_of, task_of
 from tailor.options import Data, Net, Split
-from tailor.run import SEQUENCE, read_json
+from tailor.run import MATRIX, MATRIX_REMEDY, SEQUENCE, read_json
 from tailor.settings import Settings
 from tailor.student import Student
 
-MATRIX = "matrix.json"  # beside the runs of a sequence: its results
+# What matrix.json has of each task; see ``lifelong.run``.
+ROWS = (
+    *("runs", "tasks", "split", "metric", "accuracy", "loss", "params", "trainable"),
+    *("task_params", "heads", "memory", "bytes", "seconds", "macs"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +111,23 @@ def open_sequence(path: str | Path) -> Learner:
 
 
 def read_matrix(path: Path) -> dict[str, Any]:
-    """The results of a sequence so far; empty rows before its first task is learned."""
-    empty: dict[str, Any] = {"runs": [], "tasks": [], "accuracy": []}
-    return dict(read_json(path / MATRIX)) if (path / MATRIX).exists() else empty
+    """The results of a sequence so far; empty rows before its first task is learned.
+
+    Raises:
+        BadInput: the file is damaged; all of it can be measured again.
+    """
+    found: dict[str, Any] = {name: [] for name in ROWS}
+    file = path / MATRIX
+    if not file.exists():
+        return found
+    try:
+        found = json.loads(file.read_bytes())
+        rows = {len(found[name]) for name in ROWS}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BadInput(f"{file} is damaged ({error}); {MATRIX_REMEDY}") from error
+    if len(rows) > 1:
+        raise BadInput(f"{file} is damaged (its rows do not belong together); {MATRIX_REMEDY}")
+    return found
 
 
 def check_backbone(path: Path, config: dict[str, Any], backbone: Backbone) -> None:

@@ -19,11 +19,18 @@ from typing import Any
 
 from tailor import catalog
 from tailor.backbone import Backbone
-from tailor.course import ROWS, Course, shares
+from tailor.course import Course, shares
 from tailor.datasets import _classes
 from tailor.distributed import Group
 from tailor.errors import BadInput
-from tailor.learner import Learner, check_backbone, evaluate, open_sequence, read_matrix
+from tailor.learner import (
+    ROWS,
+    Learner,
+    check_backbone,
+    evaluate,
+    open_sequence,
+    read_matrix,
+)
 from tailor.opened import backbone_of, task_of
 from tailor.options import Data, Lifelong, Split
 from tailor.run import SEQUENCE, Run, read_json, write_json

@@ -42,6 +42,10 @@ _WHERE = ("device", "root", "download", "workers", "memory_gb", "cache")
 PLACE = (*_WHERE, "checkpoint_seconds", "log_every")
 BASIS = "basis.safetensors"  # beside compressed runs: what their adapters share
 SEQUENCE = "sequence.json"  # what a folder says that holds the runs of a sequence of tasks
+MATRIX = "matrix.json"  # beside it, once the first task is learned: how good every task was
+MATRIX_REMEDY = (  # where that is damaged
+    "delete it and repeat the `tailor lifelong` command, which measures again what is learned"
+)
 LATENCY = "latency.json"  # of a finished run: what `tailor evaluate --latency` measured
 MOVABLE = ("run", "teacher")  # other runs that this one started from; folders may be moved together
 PART = ".part"  # ends the name of a file that is still being written

@@ -346,6 +346,23 @@ def test_more_tasks_go_on_where_the_sequence_ended(finetuned, tmp_path):
     equal(state(finetuned[0]), state(out))
 
 
+def test_a_lost_matrix_is_measured_again_from_the_runs(finetuned, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finetuned[0], out)
+    (out / "matrix.json").unlink()
+    assert learned(out) | {"run": str(finetuned[0])} == finetuned[1]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"runs": []}'])
+def test_a_damaged_matrix_says_how_to_get_it_back(finetuned, tmp_path, text):
+    out = tmp_path / "run"
+    shutil.copytree(finetuned[0], out)
+    (out / "matrix.json").write_text(text)
+    for read in (learned, open_sequence):
+        with pytest.raises(BadInput, match=r"matrix.json is damaged .*; delete it and repeat"):
+            read(out)
+
+
 # One optimiser
 
 
