@@ -66,10 +66,13 @@ def rigidity(loss: Triangle, oracle: Triangle) -> float:
     """The mean log ratio of the loss when a task was learned to that of a network of its own.
 
     Returns:
-        0 for the network of its own, above 0 where tasks are learned worse; NaN without losses.
+        0 for the network of its own, above 0 where tasks are learned worse; NaN without losses, and
+        where a task's diverged.
     """
-    pairs = zip(diagonal(loss), diagonal(oracle), strict=False)
-    return mean([math.log(own / other) for own, other in pairs if own > 0 and other > 0])
+    pairs = list(zip(diagonal(loss), diagonal(oracle), strict=False))
+    if not all(own > 0 and other > 0 for own, other in pairs):  # NaN is not above 0
+        return math.nan
+    return mean([math.log(own / other) for own, other in pairs])
 
 
 def ranks(last: Mapping[str, Sequence[float]]) -> dict[str, float]:

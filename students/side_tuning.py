@@ -169,7 +169,7 @@ class SideTuned(nn.Module):
 
     def prefix(self) -> Prefix | None:
         """The whole backbone; None for a side that stands alone."""
-        return Prefix(FEATURES, self._base) if self.reads_base else None
+        return Prefix(FEATURES, self._base, exact=False) if self.reads_base else None
 
     def resume(self, given: Tensor, images: Tensor) -> Output:
         """Logits from the base's output and the images, which the side sees.

@@ -176,6 +176,21 @@ def _without_statistics(body: nn.Module) -> nn.Module:
     return body
 
 
+@torch.no_grad()
+def _check_one_image(body: nn.Module, backbone: Backbone) -> None:
+    """Refuse norms that have one number per channel to take a deviation of."""
+    was = body.training
+    try:
+        body.eval()(torch.zeros(1, *backbone.input_size))
+    except ValueError as error:
+        raise BadInput(
+            f"norms without running statistics need maps of more than one pixel, and a map of "
+            f"backbone {backbone.name!r} at {backbone.input_size[-1]} px has one; give a larger "
+            f"--px, or --norms own without --published"
+        ) from error
+    body.train(was)
+
+
 def _check(config: Config) -> None:
     if config.period is not None and config.period < 1:
         raise BadInput(f"period is {config.period}; give --period 1 or more, or leave it out")
@@ -187,13 +202,14 @@ def build(
     """The first task's student: a trained copy of the backbone's network, under the first key.
 
     Raises:
-        BadInput: a period below 1, or a backbone without a layer behind its first.
+        BadInput: a period below 1, a backbone without a layer behind its first, or one whose maps
+            are too small for norms of a batch.
     """
     config = config or Config()
     _check(config)
     body = copy.deepcopy(backbone.model)
     if _norms(config) == "batch":
-        _without_statistics(body)
+        _check_one_image(_without_statistics(body), backbone)
     keys = keys_of(backbone, config, seed, 0)
     return Superposition(backbone, body, num_classes, config, keys, key_seed=seed, seed=seed)
 

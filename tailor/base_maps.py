@@ -28,13 +28,14 @@ class Tap:
     module: str  # its output, or the input of the first block
     is_input: bool
     node: Node
+    skipped: int = 0  # tokens before those of the image: class, registers
 
     def map_of(self, x: Tensor) -> Tensor:
         """(B, C, H, W) of what the module gives; tokens are laid out in a square."""
         if self.node.layout == "channels first":
             return x
         if self.node.layout == "tokens":
-            side = math.isqrt(x.shape[1])
+            side = math.isqrt(x.shape[1] - self.skipped)
             return x[:, -side * side :].transpose(1, 2).reshape(len(x), -1, side, side)
         return x.permute(0, 3, 1, 2)
 
@@ -54,7 +55,10 @@ def taps_of(backbone: Backbone) -> tuple[Tap, ...]:
     if len(places) < COUNT:
         places = list(range(len(nodes)))
     chosen = [places[round(k * (len(places) - 1) / (COUNT - 1))] for k in range(COUNT)]
-    return tuple(Tap(module=names[i], is_input=i == 0, node=nodes[i]) for i in chosen)
+    skipped = int(getattr(backbone.model, "num_prefix_tokens", 0))
+    return tuple(
+        Tap(module=names[i], is_input=i == 0, node=nodes[i], skipped=skipped) for i in chosen
+    )
 
 
 @torch.no_grad()

@@ -36,6 +36,8 @@ _SAID = {  # what differs between two files, in words
     "fingerprint": "backbone",
     "backbone": "backbone",
     "prefix": "frozen start",
+    "exact": "rounding",
+    "device": "kind of device",
     "view": "preprocessing",
     "images": "images",
 }
@@ -142,6 +144,8 @@ def identity(
         "backbone": backbone.name,
         "fingerprint": backbone.fingerprint(),
         "prefix": prefix.name,
+        "exact": prefix.exact,
+        "device": batches.device.type,
         "shape": list(row.shape[1:]),
         "dtype": str(row.dtype),
         "bf16": settings.bf16,

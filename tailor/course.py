@@ -72,6 +72,8 @@ class Course:
         if self._learned() < len(names):
             for place, name in enumerate(names):
                 self._learn(place, name)
+        if not self.matrix["finished"]:  # a task behind, given up before it was learned
+            self._write()
         for place in range(len(self.matrix.get("alone", ())), len(names) if alone else 0):
             value, loss = self._alone(place, names[place])
             self._write(alone=value, alone_loss=loss)
@@ -149,6 +151,7 @@ class Course:
             **says,
         )
         if done:
+            result_of(out)  # refuses a damaged one, whose task is not measured again
             read_into(student, out)
         if options.retrain_epochs is None:
             return student, stages

@@ -146,7 +146,7 @@ class Imitator(nn.Module):
 
     def prefix(self) -> Prefix:
         """The whole backbone, whose features may be remembered."""
-        return Prefix(FEATURES, self._base)
+        return Prefix(FEATURES, self._base, exact=False)
 
     def resume(self, given: Tensor, images: Tensor) -> Output:
         """As without ``given``: a side network sees the images."""

@@ -20,7 +20,7 @@ from tailor.backbone import Backbone
 from tailor.errors import BadInput
 from tailor.opened import backbone_of, measure, result_of, student_of, task_of
 from tailor.options import Data, Net, Split
-from tailor.run import MATRIX, MATRIX_REMEDY, SEQUENCE, read_json
+from tailor.run import MATRIX, MATRIX_REMEDY, SEQUENCE, read_object
 from tailor.settings import Settings
 from tailor.student import Student
 
@@ -95,7 +95,7 @@ def open_sequence(path: str | Path) -> Learner:
     path = Path(path)
     if not (path / SEQUENCE).exists():
         raise BadInput(f"{path} is no sequence of tasks; name an --out of `tailor lifelong`")
-    config = read_json(path / SEQUENCE)["config"]
+    config = config_of(path)
     matrix = read_matrix(path)
     if not matrix["runs"]:
         raise BadInput(f"no task of {path} is learned yet; repeat the command that made it")
@@ -108,6 +108,21 @@ def open_sequence(path: str | Path) -> Learner:
         students.append(student_of(path / run, result, backbone, students))
         tasks.append(Learned(name=name, run=path / run, result=result, student=students[-1]))
     return Learner(path=path, tasks=tuple(tasks))
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    """How a sequence is learned, from its folder.
+
+    Raises:
+        BadInput: the file that says so is damaged.
+    """
+    config = read_object(path / SEQUENCE).get("config")
+    if not isinstance(config, dict) or not {"fingerprint", "net"} <= config.keys():
+        raise BadInput(
+            f"{path / SEQUENCE} lacks its configuration, so it is damaged; restore it, or choose "
+            f"another --out"
+        )
+    return config
 
 
 def read_matrix(path: Path) -> dict[str, Any]:

@@ -27,13 +27,14 @@ from tailor.learner import (
     ROWS,
     Learner,
     check_backbone,
+    config_of,
     evaluate,
     open_sequence,
     read_matrix,
 )
 from tailor.opened import backbone_of, task_of
 from tailor.options import Data, Lifelong, Split
-from tailor.run import SEQUENCE, Run, read_json, write_json
+from tailor.run import SEQUENCE, Run, read_object, write_json
 from tailor.sequence import check_disjoint, tasks_of
 from tailor.session import Reporter, nobody, resolved
 from tailor.settings import as_config
@@ -145,7 +146,7 @@ def _claimed(options: Lifelong[Any], specs: Sequence[str], backbone: Backbone, c
     """
     out, file = options.out, options.out / SEQUENCE
     if file.exists():
-        check_backbone(out, read_json(file)["config"], backbone)
+        check_backbone(out, config_of(out), backbone)
     config = {
         "method": options.method,
         "sequence": options.sequence,
@@ -159,15 +160,14 @@ def _claimed(options: Lifelong[Any], specs: Sequence[str], backbone: Backbone, c
     }
     run = Run(out, "lifelong", config, command, record=SEQUENCE)
     try:
-        about = read_json(file)
-        known = about.get("tasks", [])
-        same = min(len(known), len(specs))
-        if known[:same] != list(specs[:same]) or len(specs) < len(known):
+        about = read_object(file)
+        known = list(about.get("tasks", []))[: len(read_matrix(out)["runs"])]  # the learned ones
+        if known != list(specs[: len(known)]):
             raise BadInput(
                 f"{out} holds the sequence {' '.join(known)}; repeat it, add tasks behind it, or "
                 f"choose another --out"
             )
-        if known != list(specs):
+        if about.get("tasks") != list(specs):
             write_json(file, about | {"tasks": list(specs)})
     except BaseException:
         run.close()
@@ -189,4 +189,4 @@ def _begun(options: Lifelong[Any], *, sequel: bool, trunk: int) -> dict[str, Any
         **{name: [] for name in ROWS},
         "finished": False,
     }
-    return empty | read_matrix(options.out)
+    return empty | read_matrix(options.out) | {"run": str(options.out)}

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from tailor.data import Batches
 from tailor.errors import BadInput
-from tailor.run import read_tensors, write_tensors
+from tailor.run import SEQUENCE, read_tensors, write_tensors
 from tailor.settings import Settings
 from tailor.student import Student
 
 STATE = "optimizer.safetensors"  # of the last task learned, while a sequence may go on
 MEMORY = "memory.safetensors"  # what a method keeps of a task and does not train
+MOMENTUM = "momentum_buffer"  # SGD's state; zeros are as good as none
 
 
 @runtime_checkable
@@ -60,21 +61,29 @@ class Link:
         """Go on with the optimiser's state of what is shared with the task before.
 
         Raises:
-            BadInput: that state is missing or damaged.
+            BadInput: that state is missing, damaged, or of other tensors.
         """
         if not self.carry or self.previous is None:
             return
-        tensors = read_tensors(self.out.parent / self.before[-1] / STATE)[0]
+        path = self.out.parent / self.before[-1] / STATE
+        tensors = read_tensors(path)[0]
         names = {p: n for n, p in self.previous.task.named_parameters()}
         params = [p for g in optimizer.param_groups for p in g["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for index, param in enumerate(params):
             for name, tensor in tensors.items():
                 owner, _, key = name.rpartition("/")
-                if owner == names.get(param):
-                    like = tensor.shape == param.shape
-                    own = torch.empty_like(param).copy_(tensor) if like else tensor
-                    state.setdefault(index, {})[key] = own
+                if owner != names.get(param):
+                    continue
+                if key != "step" and tensor.shape != param.shape:
+                    raise BadInput(f"{path} is not of this run ({name} has another shape)")
+                like = key != "step"
+                own = torch.empty_like(param).copy_(tensor) if like else tensor
+                state.setdefault(index, {})[key] = own
+        if any(MOMENTUM in own for own in state.values()):
+            # Heads of earlier tasks may be trained again; SGD wants all of a group to have a state.
+            for index, param in enumerate(params):
+                state.setdefault(index, {MOMENTUM: torch.zeros_like(param)})
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -111,13 +120,13 @@ def memory_of(student: Student) -> nn.Module | None:
 
 
 def remember(student: Student, run: Path) -> None:
-    """Read what the student kept of its task, if its run has any.
+    """Read what the student kept of its task; outside of a sequence nothing was kept.
 
     Raises:
-        BadInput: the file is damaged or of another method.
+        BadInput: the file is missing, damaged or of another method.
     """
     memory, path = memory_of(student), run / MEMORY
-    if memory is None or not path.exists():
+    if memory is None or not (path.exists() or (run.parent / SEQUENCE).exists()):
         return
     try:
         memory.load_state_dict(read_tensors(path)[0])

@@ -128,22 +128,29 @@ def loss_sum(
     - values: |y - t| or (y - t)² of every number.
     """
     target, logits = target or usual(labels), logits.float()
+    there = counted(labels, target)
     if target.numeric:
-        counted = ~labels.isnan()
         # A NaN must be gone before the difference: 0 times its gradient would be NaN.
-        difference = logits - torch.where(counted, labels, logits.detach()).float()
+        difference = logits - torch.where(there, labels, logits.detach()).float()
         each = difference.abs() if target.loss == "l1" else difference.square()
     elif target.kind == "set":
-        counted = labels >= 0
         wanted = labels.float() * (1 - label_smoothing) + label_smoothing / 2
-        each = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * counted
+        each = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * there
     else:
         wanted = labels.float() if target.kind == "soft" else labels.long()
-        counted = wanted.new_ones(len(wanted)) if target.kind == "soft" else wanted >= 0
         each = F.cross_entropy(
             logits, wanted, reduction="none", label_smoothing=label_smoothing, ignore_index=-1
         )
-    return each.sum(), counted.sum()
+    return each.sum(), there.sum()
+
+
+def counted(labels: Tensor, target: Target) -> Tensor:
+    """True where a label has a share in the loss: of every image, entry, number or pixel."""
+    if target.numeric:
+        return ~labels.isnan()
+    if target.kind == "soft":
+        return torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+    return labels >= 0
 
 
 def expected_complexity(

@@ -17,7 +17,7 @@ from tailor.distributed import Group
 from tailor.errors import BadInput
 from tailor.link import remember
 from tailor.options import Data, Net, Split
-from tailor.run import SEQUENCE, read_json, read_tensors
+from tailor.run import SEQUENCE, read_object, read_tensors
 from tailor.settings import Settings, pick_device
 from tailor.student import Gated, Student
 from tailor.target import CLASS, Target, read_back
@@ -78,7 +78,7 @@ def result_of(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} is no run directory; name one that `--out` of a command made")
     if not (path / "result.json").exists():
         raise BadInput(f"run {path} is not finished; repeat the command that made it")
-    result = dict(read_json(path / "result.json"))
+    result = read_object(path / "result.json")
     if missing := {"config", "stage", "task", "metric"} - result.keys():
         raise BadInput(
             f"{path}/result.json lacks {min(missing)!r}, so it is damaged; restore it, or delete "

@@ -34,10 +34,12 @@ class Prefix:
     Args:
         name: ``features`` for the whole backbone, ``stem``, or the last block of the start.
         run: (B, C, H, W) images to its output (B, ...), in evaluation mode, without gradient.
+        exact: whether it rounds as the plain network does (``frozen.py``).
     """
 
     name: str
     run: Callable[[Tensor], Tensor]
+    exact: bool = True
 
 
 @runtime_checkable

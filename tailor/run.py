@@ -134,6 +134,14 @@ def read_json(path: Path) -> Any:
         raise BadInput(f"{path} cannot be read ({error}); restore it or delete the run") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """``read_json`` of a file that holds an object; ``BadInput`` names it where it holds none."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise BadInput(f"{path} holds no JSON object; restore it or delete the run")
+    return found
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Any = None) -> None:
     """Write tensors as safetensors, atomically; ``about`` is kept as JSON in the header."""
     plain: dict[str, Tensor] = {}
@@ -157,7 +165,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("tailor", "{}"))
+            header = _header(file)
             tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
         about = header.get("about")
         if header.get("sha256") != _checksum(tensors, about):
@@ -173,9 +181,17 @@ def read_about(path: Path) -> Any:
     """``about`` of a file written by ``write_tensors``, not verified; None if it has none."""
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get("tailor", "{}")).get("about")
+            return _header(file).get("about")
     except (OSError, SafetensorError, ValueError):
         return None
+
+
+def _header(file: Any) -> dict[str, Any]:
+    """What ``write_tensors`` left beside the tensors of an open file."""
+    found = json.loads((file.metadata() or {}).get("tailor", "{}"))
+    if not isinstance(found, dict):
+        raise ValueError("its header is no JSON object")
+    return found
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: Any) -> str:
@@ -246,7 +262,7 @@ class Run:
 
     def _claim(self, known: Path, verb: str, asked: dict[str, Any], command: str) -> None:
         if known.exists():
-            belongs_to(self.path, read_json(known), verb, asked)
+            belongs_to(self.path, read_object(known), verb, asked)
         else:
             about = {"schema": SCHEMA, "verb": verb, "config": asked, "command": command}
             write_json(known, about | {"made_by": made_by()})
@@ -272,7 +288,7 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """The outcome of a finished run, None before."""
         path = self.path / "result.json"
-        return dict(read_json(path)) if path.exists() else None
+        return read_object(path) if path.exists() else None
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and state of the last checkpoint, None where there is none."""

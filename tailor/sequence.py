@@ -97,10 +97,8 @@ def check_disjoint(tasks: Sequence[str], opened: Sequence[Task]) -> None:
     """
     sets = []
     for spec, task in zip(tasks, opened, strict=True):
-        reader, _, rest = spec.partition(":")
-        inner, numbers = (
-            _classes.parse(rest) if reader == "classes" else (spec, list(range(len(task.classes))))
-        )
+        inner, asked = _classes.origin(spec)
+        numbers = range(len(task.classes)) if asked is None else asked
         sets.append((spec, inner, dict(zip(numbers, task.classes, strict=True))))
     for (one, inner, first), (other, also, second) in combinations(sets, 2):
         if inner == also and (both := sorted(first.keys() & second.keys())):

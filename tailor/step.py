@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tailor.losses import LossTerms, step_loss
+from tailor.losses import LossTerms, counted, step_loss
 from tailor.optim import decay_to_anchors
 from tailor.prefix import Resuming
 from tailor.settings import Settings
@@ -88,6 +88,10 @@ def training_step(
                     indices=at,
                     target=target,
                 )
+            if len(pieces) > 1 and target.kind not in ("class", "soft"):
+                # The mean over the batch is over what is counted, of which a piece may have less.
+                part, whole = (counted(some, target).sum() for some in (y, labels))
+                terms = replace(terms, task=terms.task * part / whole.clamp_min(1) / share)
             torch.autograd.backward(terms.total * share)
         seen.append(terms.scaled(share))
         wrong += _wrong(output.logits.detach(), y, target)

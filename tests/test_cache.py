@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from students import lora, nettailor, probe, taps
+from students import lora, nettailor, probe, side_tuning, taps
 from tailor import cache
 from tailor.data import Batches
 from tailor.errors import BadInput
@@ -231,11 +231,16 @@ def other(what: str):
         found = {"train": Batches(split, STILL, batch=4, train=True, workers=1)}
     elif what == "precision":
         how = replace(how, bf16=True)
-    assert what in ("backbone", "preprocessing", "images", "order", "precision")
+    elif what == "rounding":  # side-tuning's features come from channels-last images
+        config = side_tuning.Config(norm=False, fusion="base_only")
+        student = side_tuning.build(student.universal, CLASSES, config)
+    assert what in ("backbone", "preprocessing", "images", "order", "precision", "rounding")
     return student, found, how, train
 
 
-@pytest.mark.parametrize("what", ["backbone", "preprocessing", "images", "order", "precision"])
+@pytest.mark.parametrize(
+    "what", ["backbone", "preprocessing", "images", "order", "precision", "rounding"]
+)
 def test_another_identity_has_another_file(tmp_path, what):
     fill(tmp_path)
     before = one_file(tmp_path)

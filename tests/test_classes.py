@@ -102,6 +102,8 @@ def test_once_opens_a_data_set_once(monkeypatch):
         ("classes:digits:five", "ends with 'five'"),
         ("classes:digits:9-5", "range 9-5, which is empty: write 5-9"),
         ("classes:digits:0-4,3", "class 3 twice: give each class once"),
+        ("classes:digits:0-999999", "asks for class 10, and digits has 10"),
+        ("classes:digits:0-" + "9" * 5000, "class 999999..., a number of 5000 digits"),
         ("classes:digits:5-12", "asks for class 10, and digits has 10: give numbers from 0 to 9"),
         ("classes:digits:3", "there is nothing to tell apart"),
         ("classes:digitz:0-4", "unknown task 'digitz'"),

@@ -147,6 +147,13 @@ def archive(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("archive") / "scenes")
 
 
+def test_an_at_in_the_name_of_a_folder_is_part_of_it(archive: Path, tmp_path: Path):
+    folder = tmp_path / "user@host"
+    folder.mkdir()
+    (folder / "scenes").symlink_to(archive)
+    assert open_task(f"npz:{folder}/scenes@mask").name == f"{archive.name}@mask"
+
+
 def test_a_mask_is_read_with_its_names(archive: Path):
     task = open_task(f"npz:{archive}@mask", val_share=0.2)
     assert task.classes == ("background", "disc", "its rim")

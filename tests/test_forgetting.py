@@ -54,6 +54,10 @@ def test_rigidity_is_the_mean_log_ratio_of_losses_on_the_diagonal():
     assert transfer.rigidity(LOSS_ALONE, LOSS_ALONE) == 0
 
 
+def test_a_task_that_diverged_leaves_no_rigidity():
+    assert math.isnan(transfer.rigidity([[1.0], [0.0, math.nan]], [[1.0], [0.0, 1.0]]))
+
+
 def test_intransigence_is_what_an_independent_network_has_more():
     assert transfer.intransigence(FALLEN, ALONE) == pytest.approx((0 - 0.1 + 0.2) / 3)
 

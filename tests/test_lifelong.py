@@ -65,6 +65,14 @@ def finetuned(tmp_path_factory):
     return out, learned(out)
 
 
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The folder of the same sequence, of which only two tasks are learned."""
+    out = tmp_path_factory.mktemp("pair") / "run"
+    learned(out, tasks=TASKS[:2])
+    return out
+
+
 def images(count=4):
     return tiny.noise(count, 3, 16, 16)
 
@@ -471,6 +479,10 @@ def test_a_method_that_distils_gets_a_teacher_of_each_task(tmp_path):
         ({"method": "finetone"}, "unknown method 'finetone': did you mean"),
         ({"task": ("classes:digits:0-4", "classes:digits:4-9")}, "share 1 class of digits, such"),
         ({"task": ("digits", "classes:digits:4-9")}, "share 6 classes of digits, such as 4 (4)"),
+        (
+            {"task": ("classes:digits:0-1", "classes:classes:digits:1-4:0-1")},
+            "share 1 class of digits, such as 1 (1)",
+        ),
         ({"task": ("digits", "folder:nowhere")}, "nowhere"),
         ({"retrain_epochs": 2}, "has nothing to prune; leave --retrain-epochs out"),
         ({"retrain_epochs": 0}, "retrain_epochs is 0; give 1 or more"),
@@ -506,6 +518,73 @@ def test_another_sequence_may_not_go_on_with_this_one(finetuned, changed, said):
     with pytest.raises(BadInput) as error:
         learned(finetuned[0], **changed)
     assert said in str(error.value)
+
+
+def test_a_task_that_could_not_be_learned_binds_nobody(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    before = learned(out, tasks=TASKS[:2])
+
+    def fit(student, task, *, out, **how):
+        if out.name == NAMES[2]:
+            raise BadInput("a broken image")
+        return real(student, task, out=out, **how)
+
+    real = course.workflow.fit
+    with monkeypatch.context() as at:
+        at.setattr(course.workflow, "fit", fit)
+        with pytest.raises(BadInput, match="a broken image"):
+            learned(out)
+    assert learned(out, tasks=TASKS[:2]) == before
+    other = (*TASKS[:2], "classes:digits:6-7")
+    assert learned(out, tasks=other)["tasks"][2] == "digits:6-7"
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"config": 5}', '{"config": {}}'])
+def test_a_record_of_another_form_is_one_line(finetuned, tmp_path, text):
+    out = tmp_path / "run"
+    shutil.copytree(finetuned[0], out)
+    (out / "sequence.json").write_text(text)
+    for read in (learned, open_sequence):
+        with pytest.raises(BadInput, match=r"sequence\.json"):
+            read(out)
+
+
+@pytest.mark.parametrize("name", ["run.json", "result.json"])
+@pytest.mark.parametrize("text", ["[]", "5", "{}"])
+def test_a_run_of_another_form_is_one_line_and_not_gone_on_from(pair, tmp_path, name, text):
+    out = tmp_path / "run"
+    shutil.copytree(pair, out)
+    (out / NAMES[0] / name).write_text(text)
+    with pytest.raises(BadInput, match=rf"{NAMES[0]}"):
+        learned(out)
+
+
+def test_a_lost_memory_is_refused(tmp_path):
+    out, tasks = tmp_path / "run", TASKS[:2]
+    learned(out, "ewc", tasks=tasks)
+    (out / NAMES[1] / "memory.safetensors").unlink()
+    for read in (lambda: learned(out, "ewc"), lambda: open_sequence(out)):
+        with pytest.raises(BadInput, match=rf"{NAMES[1]}/memory\.safetensors is missing"):
+            read()
+
+
+def test_a_state_of_other_tensors_is_refused(pair, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(pair, out)
+    path = out / NAMES[1] / "optimizer.safetensors"
+    tensors, about = read_tensors(path)
+    name = next(n for n in tensors if n.endswith("exp_avg"))
+    write_tensors(path, tensors | {name: torch.zeros(3)}, about)
+    with pytest.raises(BadInput, match=r"optimizer\.safetensors is not of this run"):
+        learned(out)
+
+
+@pytest.mark.parametrize("method", ["lwf", "finetune"])
+def test_momentum_goes_on_too(method, tmp_path):
+    # Learning without forgetting trains the heads of earlier tasks again, which have no momentum.
+    train = dataclasses.replace(TRAIN, optimizer="sgd", momentum=0.9)
+    found = learned(tmp_path / "run", method, train=train, tasks=TASKS[:2])
+    assert found["finished"]
 
 
 def test_a_changed_backbone_behind_finished_tasks_is_refused(tmp_path):

@@ -83,6 +83,13 @@ def test_base_maps_are_those_of_stem_and_resolutions():
     assert not model.layer3[-1]._forward_hooks  # nothing is left behind
 
 
+def test_tokens_that_are_no_part_of_the_image_are_left_out():
+    backbone = Backbone.create("vit_small_patch14_reg4_dinov2", weights="random", px=28)
+    tap = taps_of(backbone)[-1]
+    tokens = torch.arange(9.0).view(1, 9, 1)  # a class token and four registers, then 2 x 2
+    assert tap.map_of(tokens).tolist() == [[[[5, 6], [7, 8]]]]
+
+
 def test_maps_are_pooled_then_cut():
     x = torch.arange(36.0).view(1, 1, 6, 6)
     assert fitted(x, (3, 3)).flatten().tolist() == [7, 9, 11, 19, 21, 23, 31, 33, 35]

@@ -185,6 +185,12 @@ def test_a_merged_second_task_has_plain_weights():
     assert torch.equal(merged(images), second(images).logits)
 
 
+def test_norms_of_a_batch_need_maps_of_more_than_a_pixel():
+    backbone = Backbone.create("resnet18", weights="random", px=32)
+    with pytest.raises(BadInput, match=r"'resnet18' at 32 px has one; give a larger --px"):
+        superposition.build(backbone, 2, superposition.Config(published=True))
+
+
 def test_a_bad_period_gets_one_line():
     with pytest.raises(BadInput, match="period is 0; give --period 1 or more"):
         superposition.build(tiny.conv_net(), 3, Config(period=0))

@@ -134,6 +134,20 @@ def test_a_closed_layer_stays_where_it_is_in_spite_of_momentum(optimizer):
     assert not torch.equal(student.task.tuned["conv2.weight"], tiny.conv_net().model.conv2.weight)
 
 
+@pytest.mark.parametrize("pieces", [2, 3])
+def test_pieces_with_fewer_known_labels_weigh_less(pieces):
+    labels = torch.randint(0, 2, (7, tiny.CLASSES), generator=torch.Generator().manual_seed(3))
+    labels[:4, 1:] = -1  # not known of most of the first images
+    whole, parts = (tiny.student("taps", tiny.transformer()) for _ in range(2))
+    for student, count in ((whole, 1), (parts, pieces)):
+        how = settings(lr=1.0, momentum=0.0, accumulate=count)
+        optimizer = build_optimizer(student, how)
+        pictures = tiny.noise(7, *student.universal.input_size)
+        training_step(student, optimizer, pictures, labels, how, epoch=0.0)
+    for a, b in zip(whole.task.parameters(), parts.task.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # sums in another order
+
+
 @pytest.mark.parametrize("clip", [None, 1e-3])
 @pytest.mark.parametrize("pieces", [2, 3, 7])  # 7 images: 4 + 3, 3 + 3 + 1, 7 * 1
 def test_pieces_of_a_batch_make_the_step_of_the_whole(pieces, clip):

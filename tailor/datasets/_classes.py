@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from tailor.errors import BadInput
 from tailor.task import Split, Task, read_task
 
+DIGITS = 6  # of a class number: no data set has a million classes
 _opened: dict[tuple[str, Path], Task] | None = None  # by name and root, while `once` holds
 
 
@@ -82,6 +84,11 @@ def parse(name: str) -> tuple[str, list[int]]:
                 f"task 'classes:{name}' ends with {part!r}, which is no number and no range: write "
                 f"classes:{inner}:0-9 or classes:{inner}:0,3,5"
             )
+        if huge := [digits for digits in found.groups("") if len(digits) > DIGITS]:
+            raise BadInput(
+                f"a task of classes of {inner} asks for class {huge[0][:DIGITS]}..., a number of "
+                f"{len(huge[0])} digits: write classes:{inner}:0-9"
+            )
         first = int(found[1])
         last = first if found[2] is None else int(found[2])
         if last < first:
@@ -90,9 +97,24 @@ def parse(name: str) -> tuple[str, list[int]]:
                 f"{last}-{first}"
             )
         numbers += range(first, last + 1)
-    if twice := {k for k in numbers if numbers.count(k) > 1}:
+    if twice := [k for k, times in Counter(numbers).items() if times > 1]:
         raise BadInput(f"task 'classes:{name}' has class {min(twice)} twice: give each class once")
     return inner, numbers
+
+
+def origin(spec: str) -> tuple[str, list[int] | None]:
+    """The data set behind a task's name, and which of its classes; None for all of them.
+
+    Args:
+        spec: such as ``classes:classes:digits:5-9:0-1``, which is ``digits`` and [5, 6].
+    """
+    reader, _, rest = spec.partition(":")
+    if reader != "classes":
+        path = reader in ("folder", "npz")
+        return (f"{reader}:{Path(rest).expanduser().resolve()}" if path else spec), None
+    named, numbers = parse(rest)
+    inner, among = origin(named)
+    return inner, numbers if among is None else [among[k] for k in numbers]
 
 
 def _whole(inner: str, root: Path, *, download: bool) -> Task:

@@ -118,7 +118,9 @@ def read(path: str, root: Path, *, download: bool) -> Task:
     Raises:
         BadInput: a file or an array is missing or broken; the message names both.
     """
-    folder, _, wanted = path.partition("@")
+    folder, _, wanted = path.rpartition("@")
+    if not folder or "/" in wanted:  # an @ in the name of a folder on the way
+        folder, wanted = path, ""
     base = Path(folder).expanduser()
     said = _said(base / "dataset.json", wanted)
     if not (base / "train.npz").is_file():
