@@ -57,8 +57,8 @@ def draw(
         above,
         "Row: task just learned; column: task measured; number: its metric"
         + (", %" if percent else "")
-        + f". Colour: changed since it was learned, strongest at {_told(top, percent)}; paper: "
-        "not at all.",
+        + f". Colour: orange worse, blue better than when it was learned, strongest at "
+        f"{_told(top, percent)}; white: unchanged.",
     )
     _draw_curves(below, lines, order, tasks, percent=percent)
     return figure

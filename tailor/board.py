@@ -49,7 +49,11 @@ class Meter:
 
 
 def epoch_record(
-    student: Student, seen: dict[str, float], metric: float | None, rate: float
+    student: Student,
+    seen: dict[str, float],
+    val: float | None,
+    rate: float,
+    metric: str,
 ) -> dict[str, Any]:
     """What the log says about an epoch: losses, metric, and what is switched on how far."""
     states = student.layer_states()
@@ -57,8 +61,9 @@ def epoch_record(
     record: dict[str, Any] = {
         "train_loss": seen["loss"],
         "train_error": seen.get("error"),
-        "val": metric,
-        "val_error": None if metric is None else 1 - metric,
+        "metric": metric,
+        "val": val,
+        "val_error": None if val is None else 1 - val,
         "share_layers": sum(s.on for s in states) / len(states),
         "share_params": sum(s.params for s in states if s.on) / total,
         "lr": rate,

@@ -7,9 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tailor.progress import wide_console
-
-SHARES = ("top1", "map", "miou", "pixel_accuracy")  # metrics in [0, 1]
+from tailor.progress import SHARES, wide_console
 
 
 def matrix(found: dict[str, Any]) -> None:
@@ -44,13 +42,14 @@ def matrix(found: dict[str, Any]) -> None:
 
 
 def summary(found: dict[str, Any]) -> list[str]:
-    """The average after the last task, and how much earlier tasks lost since they were learned."""
+    """The average after the last task, and how far earlier tasks fell from their best, on average,
+    as ``tailor forgetting`` has it."""
     rows, metrics = found["accuracy"], found["metric"]
     last, count = rows[-1], len(rows)
     kinds = " and ".join(dict.fromkeys(metrics))
     said = [f"{found['method']}: {kinds} {_mean(last, metrics)} on average over {count} tasks"]
     if count > 1 and _alike(metrics):
-        lost = [rows[k][k] - last[k] for k in range(count - 1)]
+        lost = [max(row[k] for row in rows[k:-1]) - last[k] for k in range(count - 1)]
         said[0] += f", {_mean(lost, metrics)} forgotten"
     run = found["run"]
     said.append(

@@ -71,7 +71,10 @@ def result_of(path: Path) -> dict[str, Any]:
         BadInput: no finished run there.
     """
     if (path / SEQUENCE).exists():
-        raise BadInput(f"{path} is a sequence of runs; name one of them, such as {path}/01-...")
+        raise BadInput(
+            f"{path} is a sequence of runs: `tailor evaluate {path} --task NAME` measures a task "
+            f"as the last one left it; name one of its runs, such as {path}/01-..., for all else"
+        )
     if not path.is_dir():
         raise BadInput(f"run {str(path)!r} does not exist; `--out` of teach or adapt makes one")
     if not (path / "run.json").exists():

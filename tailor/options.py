@@ -63,9 +63,10 @@ class Images:
     workers: int = 2
     """Threads or processes that decode images."""
     cache: str = added("auto")
-    """Where training sees each image in one way (--crop none), what the frozen start of the network
-    returns for it is computed once: kept in memory if it fits (auto), in memory (memory), in a
-    folder that later runs, seeds and tasks share (its name), or not at all (off)."""
+    """Where training sees each image in one way (--crop none, which is not the default), what the
+    frozen start of the network returns for it is computed once: kept in memory if it fits (auto),
+    in memory (memory), in a folder that later runs, seeds and tasks share (its name), or not at all
+    (off)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,15 @@ from rich.progress import (
 )
 from rich.table import Table
 
+SHARES = ("top1", "map", "miou", "pixel_accuracy")  # metrics in [0, 1], told in percent
+
+
+def told(value: float | None, metric: str, *, digits: int = 2) -> str:
+    """A metric for people: ``68.00 %``, or of a metric that is no share ``r2 -0.125``."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.{digits}f} %" if metric in SHARES else f"{metric} {value:.3f}"
+
 
 class Progress(Protocol):
     """Who is told how far a training is."""
@@ -122,7 +131,7 @@ class Bar:
 def _summary(record: dict[str, Any]) -> str:
     words = [f"loss {record['train_loss']:.3f}"]
     if record.get("val") is not None:
-        words.append(f"val {100 * record['val']:.1f} %")
+        words.append(f"val {told(record['val'], record['metric'], digits=1)}")
     if "scores" in record:
         words.append(f"adapted {100 * record['share_params']:.1f} % of weights")
     if record.get("train_price", 0) > 5e-4:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from tailor import catalog
-from tailor.progress import table_of, wide_console
+from tailor.progress import table_of, told, wide_console
 
 
 def result(found: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ def table(rows: list[dict[str, Any]], out: Path | None) -> None:
         caption_justify="left",
     )
     words = ("run", "task", "method", "stage")
-    numbers = ("val %", "test %", "layers", "blocks", "params", "MACs", "multiple", "bytes")
+    numbers = ("val", "test", "layers", "blocks", "params", "MACs", "multiple", "bytes")
     for name in (*words, *numbers):
         shown.add_column(name, justify="left" if name in words else "right")
     for r in rows:
@@ -47,8 +47,8 @@ def table(rows: list[dict[str, Any]], out: Path | None) -> None:
         network = params.get("network")
         shown.add_row(
             *(str(r[word]) for word in words),
-            _percent(r["val"]),
-            _percent(r["test"]),
+            told(r["val"], r["metric"]),
+            told(r["test"], r["metric"]),
             "-" if _mixes_blocks(r) else f"{r['layers_adapted']}/{r['layers']}",
             "-" if kept is None or blocks is None else f"{kept}/{blocks}",
             "-" if network is None else f"{network / params['universal']:.3f}",
@@ -239,7 +239,3 @@ def _mixes_blocks(row: dict[str, Any]) -> bool:
     """Whether the method chooses among blocks, so that no layer is ever adapted."""
     gates = row.get("gates") or []
     return row.get("gated") == "blocks" or any(g["kind"] != "delta" for g in gates)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"

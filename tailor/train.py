@@ -239,7 +239,8 @@ def steps(
                 metric = evaluate(student, val, bf16=settings.bf16)
                 if settings.select == "best" and best.beaten_by(metric):
                     best = Best(metric, epoch + 1)
-            record = epoch_record(student, seen, metric, settings.lr * share)
+            kind = train.split.target.metric
+            record = epoch_record(student, seen, metric, settings.lr * share, kind)
             seconds = watch.seconds() - epoch_began
             log({"kind": "epoch", "epoch": epoch + 1, "seconds": seconds} | record)
             if group.rank == 0:

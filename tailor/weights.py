@@ -16,6 +16,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from tailor.errors import BadInput, first_line
+from tailor.run import SEQUENCE
 
 
 def weights_file(path: Path) -> Path:
@@ -26,6 +27,11 @@ def weights_file(path: Path) -> Path:
             raise BadInput(
                 f"{path} is the run of a student, which leaves no plain weights; name the run of a "
                 f"teacher (`tailor teach`, mode finetune or scratch) or a weights file"
+            )
+        if (path / SEQUENCE).exists():
+            raise BadInput(
+                f"{path} is a sequence of tasks, which leaves no plain weights; name the run of a "
+                f"teacher or a weights file"
             )
         if not inside.is_file():
             raise BadInput(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from students import ewc, finetune, independent, probe, side_tuning
-from tailor import catalog, cli, course, learner, lifelong, lifelong_show, outcome, shrink
+from tailor import catalog, cli, course, learner, lifelong, lifelong_show, outcome, progress, shrink
 from tailor.account import Account, trunk_read_by
 from tailor.backbone import Backbone
 from tailor.data import Batches
@@ -610,7 +610,10 @@ def test_a_changed_backbone_behind_finished_tasks_is_refused(tmp_path):
 def test_a_sequence_is_no_run_and_a_run_no_sequence(finetuned, capsys):
     out, _ = finetuned
     assert cli.main(["evaluate", str(out)]) == 2
-    assert "is a sequence of runs; name one of them" in capsys.readouterr().err
+    assert (
+        "--task NAME` measures a task as the last one left it; name one of its runs"
+        in capsys.readouterr().err
+    )
     assert cli.main(["evaluate", str(out / NAMES[0]), "--task", "1"]) == 2
     assert "is no sequence of tasks" in capsys.readouterr().err
 
@@ -742,6 +745,11 @@ def test_numbers_that_are_no_shares_are_no_percent():
     found = {"method": "probe", "metric": ["r2", "r2"], "accuracy": [[0.5], [0.25, -0.5]]}
     said = lifelong_show.summary(found | {"run": "runs/x"})[0]
     assert said == "probe: r2 -0.125 on average over 2 tasks, 0.250 forgotten"
+    rows = [[0.5], [0.75, 0.5], [0.25, 0.5, 0.5]]  # the fall is from the best, 0.75
+    best = lifelong_show.summary(found | {"run": "x", "metric": ["r2"] * 3, "accuracy": rows})[0]
+    assert best.endswith("0.250 forgotten")
+    assert progress.told(-10.25, "r2") == "r2 -10.250"
+    assert progress.told(0.68, "miou", digits=1) == "68.0 %"
     mixed = lifelong_show.summary(found | {"run": "runs/x", "metric": ["r2", "miou"]})[0]
     assert mixed == "probe: r2 and miou - on average over 2 tasks"
 
