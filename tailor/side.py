@@ -284,7 +284,7 @@ def load_side(side: nn.Module, project: nn.Module, path: Path) -> None:
     for name in [*own, *state]:
         here, there = own.get(name), state.get(name)
         if here is None or there is None or here.shape != there.shape:
-            shapes = ["not there" if t is None else tuple(t.shape) for t in (there, here)]
+            shapes = ["missing" if t is None else tuple(t.shape) for t in (there, here)]
             raise BadInput(
                 f"side_weights {file} are of another side network: {name!r} is {shapes[0]} in the "
                 f"file and {shapes[1]} here; give the --side, --width and backbone that they "

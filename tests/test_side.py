@@ -215,8 +215,8 @@ def test_weights_load_all_or_nothing(tmp_path):
         "shape": state | {"conv5.0.weight": noise(8, 32, 3, 3)},
     }
     messages = {
-        "lacks": r"'conv3.1.bias' is not there in the file and \(32,\) here",
-        "more": r"'conv4.0.weight' is \(3,\) in the file and None here",
+        "lacks": r"'conv3.1.bias' is missing in the file and \(32,\) here",
+        "more": r"'conv4.0.weight' is \(3,\) in the file and missing here",
         "shape": r"'conv5.0.weight' is \(8, 32, 3, 3\) in the file and \(64, 32, 3, 3\) here",
     }
     for name, tensors in spoiled.items():
