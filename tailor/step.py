@@ -69,6 +69,9 @@ def training_step(
     starts = [()] * count if given is None else [(piece,) for piece in given.chunk(count)]
     # The last pieces may be missing: 5 images in 4 pieces are 2, 2 and 1.
     pieces = list(zip(images.chunk(count), labels.chunk(count), places, starts, strict=False))
+    # The mean over the batch is over what is counted, of which a piece may have less.
+    uneven = len(pieces) > 1 and target.kind not in ("class", "soft")
+    whole = counted(labels, target).sum().clamp_min(1) if uneven else None
     seen: list[LossTerms] = []
     wrong = torch.zeros((), device=labels.device)
     for i, (x, y, at, start) in enumerate(pieces):
@@ -88,10 +91,9 @@ def training_step(
                     indices=at,
                     target=target,
                 )
-            if len(pieces) > 1 and target.kind not in ("class", "soft"):
-                # The mean over the batch is over what is counted, of which a piece may have less.
-                part, whole = (counted(some, target).sum() for some in (y, labels))
-                terms = replace(terms, task=terms.task * part / whole.clamp_min(1) / share)
+            if whole is not None:
+                part = counted(y, target).sum()
+                terms = replace(terms, task=terms.task * part / whole / share)
             torch.autograd.backward(terms.total * share)
         seen.append(terms.scaled(share))
         wrong += _wrong(output.logits.detach(), y, target)
