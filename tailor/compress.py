@@ -135,7 +135,7 @@ def _compressed(
 ) -> dict[str, Any]:
     """One task's run on the basis."""
     config = {"run": str(opened.path.resolve()), **said}
-    if out.exists() and (done := finished(out, "compress", config)) is not None:
+    if (done := finished(out, "compress", config)) is not None:
         return done
     tell(f"compress {out.name}").say("measuring it before it is retrained")
     student = on_basis(cast(Adapted, opened.student), basis, rows)

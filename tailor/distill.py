@@ -66,7 +66,7 @@ def distill(options: Distill, *, tell: Reporter = nobody, command: str = "") -> 
     data = dataclasses.replace(options.data, px=backbone.input_size[-1])
     config = config_of(student, task, data, options.train)
     out, progress = options.out, tell(f"distill {options.out.name}")
-    if out.exists() and (done := finished(out, "distill", config)) is not None:
+    if (done := finished(out, "distill", config)) is not None:
         return done
     splits = [
         None if split is None else student.answered(split)

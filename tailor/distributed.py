@@ -50,6 +50,12 @@ class Group:
         if self.world > 1:
             dist.broadcast(tensor, 0)
 
+    def agreed(self, value: bool) -> bool:
+        """What process 0 found; of a file, another may see what process 0 has written since."""
+        found = torch.tensor([float(value)])
+        self.broadcast_(found)
+        return bool(found)
+
     def wait(self) -> None:
         """Until all processes are here."""
         self.sum_(torch.zeros(1))  # dist.barrier() would guess a GPU and warn about it

@@ -82,6 +82,8 @@ def finished(path: Path, verb: str, config: dict[str, Any]) -> dict[str, Any] | 
     Raises:
         BadInput: the directory belongs to something else.
     """
+    if not Group.current().agreed(path.exists()):
+        return None
     with open_directory(path, verb, config, "") as run:
         return run.result
 

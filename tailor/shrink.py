@@ -37,7 +37,7 @@ def prune(options: Prune, *, tell: Reporter = nobody, command: str = "") -> dict
         raise BadInput("trial_epochs belongs to a search; give --within POINTS with it")
     config = dataclasses.asdict(dataclasses.replace(options, out=Path(), teacher=None))
     config = {k: str(v.resolve()) if k == "run" else v for k, v in config.items() if k != "out"}
-    if options.out.exists() and (done := finished(options.out, "prune", config)) is not None:
+    if (done := finished(options.out, "prune", config)) is not None:
         return done
     found: dict[str, Any] = {}
     if options.within is None:
@@ -78,7 +78,7 @@ def retrain(options: Retrain, *, tell: Reporter = nobody, command: str = "") -> 
         "train": as_config(train),
         "kept": opened.result["kept"],
     } | ({} if options.distill is None else {"distill": options.distill})
-    if out.exists() and (done := finished(out, "retrain", config)) is not None:
+    if (done := finished(out, "retrain", config)) is not None:
         return done
     progress = tell(f"retrain {out.name}")
     attach_teacher(student, path, opened.result["config"]["classes"], data)

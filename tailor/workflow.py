@@ -144,7 +144,7 @@ def fitting(
     config |= {} if link is None else link.config
     verb, out = "teach" if stage == "teacher" else "adapt", Path(out)
     progress = (tell or for_terminal)(f"{stage} {out.name}")
-    if out.exists() and (done := finished(out, verb, config)) is not None:
+    if (done := finished(out, verb, config)) is not None:
         return done
     # A new directory is only made once nothing more can be wrong with the data.
     splits = splits_of(task, student, data, train, progress)
@@ -187,7 +187,7 @@ def import_checkpoint(
     data, train = dataclasses.replace(options.data, px=backbone.input_size[-1]), Settings()
     source = {"format": options.format, "checkpoint": str(options.checkpoint.resolve())}
     config = config_of(student, task, data, train) | {"teacher": None} | source
-    if out.exists() and (done := finished(out, "import", config)) is not None:
+    if (done := finished(out, "import", config)) is not None:
         return done
     kept = student.kept() if pruned else None
     with open_directory(out, "import", config, command) as run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from tailor.distributed import Group, joined, synced_batch_norm
 from tailor.errors import BadInput
 from tailor.run import Run, read_json, read_log, read_tensors, write_tensors
+from tailor.session import finished, open_directory
 from tailor.settings import Settings
 from tailor.train import evaluate, fit
 from tests import processes, tiny
@@ -130,6 +132,21 @@ def test_a_follower_says_that_another_process_ended(tmp_path):
     assert len(second.splitlines()) == 1
 
 
+def meet_late(folder):
+    """Process 1 comes when process 0 may have made the directory already."""
+    with joined() as group:
+        time.sleep(group.rank)
+        assert finished(folder / "run", "adapt", {}) is None
+        with open_directory(folder / "run", "adapt", {}, "") as run:
+            assert run.writer == (group.rank == 0)
+        group.wait()
+
+
+def test_a_late_process_takes_the_way_of_the_first(tmp_path):
+    started = processes.start_together(meet_late, tmp_path, output=tmp_path / "said")
+    assert [processes.finish(p, 30) for p in started] == [0, 0], read(tmp_path, "said")
+
+
 def test_torchrun_trains_as_one_process_does(tmp_path):
     # Four steps of a rate that is too small for rounding to grow.
     said = (
@@ -145,7 +162,7 @@ def test_torchrun_trains_as_one_process_does(tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=200,
     )
     assert two.returncode == 0, two.stderr
     one = processes.start(
