@@ -10,13 +10,14 @@ momentum, in eager mode, no code of ours in its step. The method runs the step t
 Inference compares ``student.merge()`` with the plain network.
 
 The clock is the process's CPU time for one thread on the CPU, which a busy machine disturbs least,
-and wall time for everything else; wall-clock numbers are always beside it. Peak memory is the
-largest resident size of the whole process (interpreter, libraries, weights, activations) until
-three training steps end; on CUDA, the largest size of allocated tensors. Beside it stands what a
-worker takes that has computed one convolution, before any network is built. Left to itself, glibc
-keeps or returns freed memory by the luck of the heap's layout: page faults cost one process a sixth
-of its time and the next nothing, and peaks differ by 40 MB. So, on Linux, the workers that are
-timed keep all memory, and a second pair, which returns all of it at once, is weighed.
+and wall time for everything else; wall-clock numbers are always beside it. Peak memory is what
+training takes (weights, gradients, the optimiser's state, activations) until three steps end: on
+CUDA the largest size of allocated tensors; on the CPU the largest resident size of the process less
+that of an idle worker, which has loaded the libraries and computed one convolution, and which is
+told beside it. Left to itself, glibc keeps or returns freed memory by the luck of the heap's
+layout: page faults cost one process a sixth of its time and the next nothing, and peaks differ by
+40 MB. So, on Linux, the workers that are timed keep all memory, and a second pair, which returns
+all of it at once, is weighed.
 Reading images is no part of a step; ``data`` measures it alone.
 """
 
@@ -130,7 +131,8 @@ def run(
         The fields of ``bench --json``. ``train`` and ``infer`` (at ``batch``) and ``infer_batch1``:
         images/s of ``plain`` and ``method``, median ``ratio`` (above 1: faster than plain), its
         interquartile range ``spread``, and the same by wall clock under ``wall``. ``train`` also
-        has both peaks in MB (10^6 bytes) and what an idle worker takes, which is in both.
+        has both peaks of what training takes, in MB (10^6 bytes), their ``memory`` ratio (below 1:
+        less than plain), and ``idle_mb``, what an idle worker takes besides.
         ``data_images_per_second`` where ``data`` is asked for.
 
     Raises:
@@ -188,7 +190,8 @@ def show(report: dict[str, Any]) -> None:
         title=f"{report['method']} and plain fine-tuning, {report['backbone']} at "
         f"{report['px']} px, {precision}, {layout}",
         caption=f"{report['clock']} clock, {report['threads']} thread(s), {report['machine']}, "
-        f"torch {report['torch']}; medians of {report['rounds']} rounds; an idle worker takes "
+        f"torch {report['torch']}; medians of {report['rounds']} rounds; training takes "
+        f"{report['train']['memory']:.2f}x of plain's memory, and an idle worker "
         f"{report['train']['idle_mb']:.0f} MB",
         box=None,
     )
@@ -247,8 +250,12 @@ def _peaks(config: Config) -> dict[str, float]:
             worker.ask({"do": "train", "calls": 3, "batch": config.batch})
             peaks[side] = worker.ask({"do": "peak"})
     plain, method = peaks["plain"], peaks["method"]
-    idle = min(plain["idle_mb"], method["idle_mb"])
-    return {"peak_mb_plain": plain["mb"], "peak_mb": method["mb"], "idle_mb": idle}
+    return {
+        "peak_mb_plain": plain["mb"],
+        "peak_mb": method["mb"],
+        "memory": round(method["mb"] / plain["mb"], 3),
+        "idle_mb": min(plain["idle_mb"], method["idle_mb"]),
+    }
 
 
 def _clock(config: Config) -> Literal["cpu", "wall"]:
@@ -470,7 +477,7 @@ class _Side:
     def peak(self) -> dict[str, float]:
         if self.config.device == "cuda":
             return {"mb": round(torch.cuda.max_memory_allocated() / 1e6, 1), "idle_mb": 0.0}
-        peak = _resident_bytes("VmHWM")
+        peak = _resident_bytes("VmHWM") - self.idle
         return {"mb": round(peak / 1e6, 1), "idle_mb": round(self.idle / 1e6, 1)}
 
     def _timed(self, call: Callable[[], object], calls: int) -> dict[str, float]:

@@ -8,6 +8,8 @@ that the user can mend, 130 interrupted; repeating the command resumes.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shlex
@@ -134,16 +136,42 @@ Shown = tuple[Any, Callable[[Any], None]]  # what --json prints, and who prints 
 def _parse(kind: Any, verb: str, args: list[str], begun: Any = None) -> Any:
     import tyro
 
+    said = io.StringIO()
     try:
-        return tyro.cli(
-            kind,
-            **({} if begun is None else {"default": begun}),
-            prog=f"tailor {verb}",
-            args=args,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-        )
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                **({} if begun is None else {"default": begun}),
+                prog=f"tailor {verb}",
+                args=args,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+            )
     except SystemExit as stop:
-        sys.exit(stop.code if stop.code in (0, None) else 2)
+        if stop.code in (0, None):
+            raise
+        raise BadInput(_unboxed(said.getvalue())) from None
+
+
+def _unboxed(box: str) -> str:
+    """What tyro says of wrong options in a titled box, in one line.
+
+    A section of the box is a sentence and names below it, indented; what each name is for is left
+    out, as it is in the help that the last section leads to.
+    """
+    sections: list[str] = [""]
+    for line in box.splitlines()[1:]:
+        text = line.strip().strip("│|").rstrip()
+        indent, words = len(text) - len(text.lstrip()), text.strip()
+        if not words.strip("─-+╰╯"):
+            sections.append("")
+        elif indent < _NAMED:
+            sections[-1] += f" {words}"
+        elif indent < _TOLD:
+            sections[-1] += f" {words}" if sections[-1].endswith(":") else f", {words}"
+    return "; ".join(section.strip().rstrip(".") for section in sections if section)
+
+
+_NAMED, _TOLD = 4, 8  # indents of names, and of what they are for
 
 
 def _teller(machine: bool) -> Callable[[str], Any]:

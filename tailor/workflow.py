@@ -34,7 +34,7 @@ from tailor.session import (
     open_directory,
     splits_of,
 )
-from tailor.settings import Settings
+from tailor.settings import Settings, lam_of
 from tailor.student import Distilled, Gated, Student
 from tailor.task import Task
 from tailor.train import Fitted, steps
@@ -146,6 +146,12 @@ def fitting(
     progress = (tell or for_terminal)(f"{stage} {out.name}")
     if (done := finished(out, verb, config)) is not None:
         return done
+    if lam_of(config["settings"]) and config["settings"].get("price_warmup", 0) >= train.epochs:
+        progress.say(
+            f"the price acts after epoch {config['settings']['price_warmup']:g} and training ends "
+            f"after epoch {train.epochs}: nothing will be switched off; give more --epochs or a "
+            f"smaller --price-warmup"
+        )
     # A new directory is only made once nothing more can be wrong with the data.
     splits = splits_of(task, student, data, train, progress)
     with open_directory(out, verb, config, command) as run:

@@ -334,5 +334,29 @@ def test_an_unfinished_run_is_named(verb, capsys, tmp_path):
     assert str(tmp_path / "r") in one_line(capsys, verb, tmp_path / "r", *more)
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("adapt --task digits --taks 3", r"--taks, 3; Arguments similar to --taks: --task STR;"),
+        ("adapt --task digits", r"Missing from tailor adapt: --out PATH;"),
+        ("prune", r"Missing from tailor prune: --run PATH, --out PATH;"),
+        ("teach --task digits --lr abc", r"--lr: could not convert string to float: 'abc';"),
+        ("teach --task digits --mode tune", r"'tune' for argument '--mode'.*'finetune'"),
+    ],
+)
+def test_options_that_do_not_exist_are_one_line_that_leads_to_the_help(args, said, capsys):
+    err = one_line(capsys, *args.split())
+    assert re.search(said, err)
+    assert err.rstrip().endswith(f"tailor {args.split()[0]} --help")
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_price_that_never_acts_is_told(epochs, tmp_path, capsys):
+    command = adapt("digits", tmp_path / "r", "--batch", "256", "--price-warmup", "1")
+    code, _, err = call(capsys, *command, "--epochs", epochs)
+    assert code == 0
+    assert ("the price acts after epoch 1 and training ends after epoch 1" in err) == (epochs == 1)
+
+
 def test_a_verb_that_does_not_exist_is_answered_with_near_ones(capsys):
     assert "did you mean adapt" in one_line(capsys, "adopt")
