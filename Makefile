@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/python -m demos.digits --out demo-out
 
 test: check
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

@@ -162,7 +162,7 @@ def _results(
     todo: list[Job], command: str, workers: int
 ) -> Iterator[tuple[Job, dict[str, Any] | str]]:
     """Each job, and its matrix or what went wrong, as they end."""
-    context = multiprocessing.get_context("spawn")
+    context = _study.fresh_processes()
     with ProcessPoolExecutor(workers, context, _study.end_with_parent) as pool:
         pending = {pool.submit(_learn, job, command): job for job in todo}
         try:

@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.context import BaseContext
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any, cast
 
@@ -142,8 +144,10 @@ def run(study: Study, *, command: str, workers: int | None = None) -> list[Path]
         todo = jobs(study)
         total = bar.add_task(f"{len(todo)} runs", total=sum(j.epochs for j in todo), note="")
         count = workers or os.cpu_count() or 1
-        context = multiprocessing.get_context("spawn")
-        with context.Manager() as manager:
+        context = fresh_processes()
+        manager = SyncManager(ctx=context)
+        manager.start(end_with_parent)
+        with manager:
             news = manager.Queue()
             others = set(multiprocessing.active_children())
             with ProcessPoolExecutor(count, context, end_with_parent) as pool:
@@ -216,8 +220,17 @@ def _listen(
             yield future
 
 
+def fresh_processes() -> BaseContext:
+    """Where workers come from: forked from a process that has imported all once, where that is."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tailor.workflow", "students.taps", "torch._dynamo", __name__])
+    return context
+
+
 def end_with_parent() -> None:
-    """Let a worker stop when the study was killed; its run resumes from its last checkpoint."""
+    """Let a process stop when the study was killed; its run resumes from its last checkpoint."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -15,7 +15,6 @@ Taskonomy, 100 or 4 million of them; numbers do not compare.
 
 from __future__ import annotations
 
-import multiprocessing
 import shlex
 import statistics
 import sys
@@ -28,6 +27,7 @@ from typing import Any, cast
 import torch
 import tyro
 
+from demos import _study
 from students import side_tuning
 from tailor import workflow
 from tailor.cli import answered
@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
 def _pool(workers: int) -> Executor:
     if workers == 1:
         return ThreadPoolExecutor(1)
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(workers, _study.fresh_processes())
 
 
 def _data(options: Options, name: str, images: int | None = None) -> Data:

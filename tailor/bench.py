@@ -229,6 +229,9 @@ def _check(config: Config) -> None:
     if not present.get(config.device, False):
         here = ", ".join(name for name, there in present.items() if there)
         raise BadInput(f"device {config.device!r} is not here; give --device {here}")
+    # What no worker could build is known before any is started.
+    backbone = Backbone.create(config.backbone, weights="random", px=config.px)
+    _method(dataclasses.replace(config, device="cpu"), backbone)
 
 
 def _pair(stack: contextlib.ExitStack, config: Config, *, keep_memory: bool) -> dict[str, _Worker]:

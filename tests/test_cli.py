@@ -184,7 +184,7 @@ def test_the_readmes_python_runs(tmp_path):
             'tailor.Backbone.create("small_resnet", weights="random", px=16)'
         ),
         'tailor.open_task("flowers102", download=True)': 'tailor.open_task("digits")',
-        '"runs/flowers/taps"': repr(str(tmp_path / "r")),
+        '"runs/flowers/taps"': f'r"{tmp_path / "r"}", train=tailor.Settings(epochs=3)',
     }
     for published, here in offline.items():
         assert published in code
