@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from tailor.errors import BadInput
+from tailor.progress import SHARES
 from tailor.run import MATRIX, MATRIX_REMEDY
 
-_PERCENT = ("top1", "map")  # metrics that people read in percent
 _GROWING = ("params", "memory", "bytes", "macs")  # after each task
 _EACH = ("trainable", "task_params", "heads", "seconds")  # of each task
 _NEEDED = ("method", "seed", "tasks", "accuracy")
@@ -205,4 +205,4 @@ def _words(own: Mapping[str, Any], peers: Sequence[Mapping[str, Any]]) -> list[s
 
 def in_percent(found: Sequence[Matrix]) -> bool:
     """Whether every metric is one that is told in percent."""
-    return all(metric in _PERCENT for one in found for metric in one.metrics)
+    return all(metric in SHARES for one in found for metric in one.metrics)

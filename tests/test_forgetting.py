@@ -68,6 +68,14 @@ def test_ranks_are_averaged_over_tasks_and_ties_share():
     assert found == {"a": (2.5 + 1) / 2, "b": (1 + 2) / 2, "c": (2.5 + 3) / 2}
 
 
+@pytest.mark.parametrize(("metric", "heading"), [("miou", "Average, %"), ("r2", "Average")])
+def test_shares_of_one_are_told_in_percent_and_nothing_else(metric, heading, tmp_path):
+    write_matrix(tmp_path / "f", "finetune", [[0.5], [0.4, 0.6]], metric=[metric, metric])
+    found = asked(tmp_path).shown
+    assert heading in found.columns
+    assert ("50.0" in found[heading].iloc[0]) == (metric == "miou")
+
+
 def test_what_diverged_ranks_last_and_is_unknown(tmp_path):
     assert transfer.ranks({"a": [math.nan], "b": [0.1]}) == {"a": 2, "b": 1}
     write_matrix(tmp_path / "f", "finetune", [[0.5], [0.4, 0.6]], loss=[[None], [None, None]])
