@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/python -m demos.digits --out demo-out
 
 test: check
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

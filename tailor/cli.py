@@ -160,7 +160,7 @@ def _unboxed(box: str) -> str:
     """
     sections: list[str] = [""]
     for line in box.splitlines()[1:]:
-        text = line.strip().strip("│|").rstrip()
+        text = line.lstrip("│").rstrip("│ ")  # a frame, where the terminal has its letters
         indent, words = len(text) - len(text.lstrip()), text.strip()
         if not words.strip("─-+╰╯"):
             sections.append("")

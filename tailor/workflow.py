@@ -146,17 +146,18 @@ def fitting(
     progress = (tell or for_terminal)(f"{stage} {out.name}")
     if (done := finished(out, verb, config)) is not None:
         return done
-    if lam_of(config["settings"]) and config["settings"].get("price_warmup", 0) >= train.epochs:
-        progress.say(
-            f"the price acts after epoch {config['settings']['price_warmup']:g} and training ends "
-            f"after epoch {train.epochs}: nothing will be switched off; give more --epochs or a "
-            f"smaller --price-warmup"
-        )
     # A new directory is only made once nothing more can be wrong with the data.
     splits = splits_of(task, student, data, train, progress)
     with open_directory(out, verb, config, command) as run:
         if run.result is not None:  # another process was faster while this one read images
             return run.result
+        settings = config["settings"]
+        if lam_of(settings) and settings.get("price_warmup", 0) >= train.epochs:
+            progress.say(
+                f"the price acts after epoch {settings['price_warmup']:g} and training ends after "
+                f"epoch {train.epochs}: nothing will be switched off; give more --epochs or a "
+                f"smaller --price-warmup"
+            )
         fitted = yield from steps(
             student, *splits, train, run=run, stage=stage, progress=progress, link=link
         )

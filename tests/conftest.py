@@ -13,6 +13,15 @@ torch.set_num_threads(1)
 os.fsync = lambda file: None
 
 
+# The longest ones first, so that no core waits for the last file of another.
+LONGEST = ("sweep", "notebooks", "demos", "lifelong", "bench", "report", "distributed", "shrink")
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 def pytest_xdist_auto_num_workers():
     """One more than cores, for a test that waits for another process leaves its core idle."""
     return min(len(os.sched_getaffinity(0)) + 1, 8)

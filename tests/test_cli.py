@@ -337,10 +337,13 @@ def test_an_unfinished_run_is_named(verb, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ("adapt --task digits --taks 3", r"--taks, 3; Arguments similar to --taks: --task STR;"),
+        ("adapt --task digits --out r --taks 3", r"--taks, 3; Arguments similar to --taks: --task"),
         ("adapt --task digits", r"Missing from tailor adapt: --out PATH;"),
         ("prune", r"Missing from tailor prune: --run PATH, --out PATH;"),
-        ("teach --task digits --lr abc", r"--lr: could not convert string to float: 'abc';"),
+        (
+            "teach --task digits --out r --lr abc",
+            r"--lr: could not convert string to float: 'abc';",
+        ),
         ("teach --task digits --mode tune", r"'tune' for argument '--mode'.*'finetune'"),
     ],
 )
