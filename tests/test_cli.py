@@ -337,7 +337,7 @@ def test_an_unfinished_run_is_named(verb, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ("adapt --task digits --out r --taks 3", r"--taks, 3; Arguments similar to --taks: --task"),
+        ("adapt --task digits --out r --taks 3", r"--taks, 3; .*: --task STR;"),
         ("adapt --task digits", r"Missing from tailor adapt: --out PATH;"),
         ("prune", r"Missing from tailor prune: --run PATH, --out PATH;"),
         (
