@@ -1,5 +1,7 @@
 """Sweeps as users run them: workers that die lose nothing and repeat nothing."""
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -45,14 +47,26 @@ def table(result):
     return [{name: trial.get(name) for name in SAME} for trial in result["trials"]]
 
 
+SMALL = ["--task", "digits", *TINY, "--method", "taps", "probe", "--lam", "1", "--seed", "0", "1"]
+
+
 @pytest.fixture
 def small():
     """A grid of four trials."""
-    return ["--task", "digits", *TINY, "--method", "taps", "probe", "--lam", "1", "--seed", 0, 1]
+    return [*SMALL]
 
 
-def test_a_grid_has_every_combination_once_and_references_no_price(small, tmp_path, capsys):
-    result = swept(capsys, *small, "--out", tmp_path / "sweep")
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """Folder and result of that grid, finished: to be read, and asked for again."""
+    out, said = tmp_path_factory.mktemp("grid") / "sweep", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert cli.main(["sweep", *SMALL, "--out", str(out), "--json"]) == 0
+    return out, json.loads(said.getvalue())
+
+
+def test_a_grid_has_every_combination_once_and_references_no_price(grid):
+    out, result = grid
     points = [{k: v for k, v in t["point"].items() if k != "backbone"} for t in result["trials"]]
     assert points == [
         {"task": "digits", "method": "taps", "lam": 1.0, "seed": 0},
@@ -61,23 +75,23 @@ def test_a_grid_has_every_combination_once_and_references_no_price(small, tmp_pa
         {"task": "digits", "method": "probe", "seed": 1},
     ]
     assert (result["total"], result["done"], result["failed"]) == (4, 4, 0)
-    noted = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["studies"]["sweep"]
+    noted = json.loads((out / "sweep.json").read_text())["studies"]["sweep"]
     assert noted["trials"] == {"total": 4, "done": 4, "failed": 0, "errors": []}
     assert [t["attempts"] for t in result["trials"]] == [1, 1, 1, 1]
 
 
-def test_a_trial_says_what_its_run_says(small, tmp_path, capsys):
-    trial = swept(capsys, *small, "--out", tmp_path / "sweep")["trials"][0]
+def test_a_trial_says_what_its_run_says(grid):
+    trial = grid[1]["trials"][0]
     (run,) = trial["runs"]
-    result = json.loads((tmp_path / "sweep" / run / "result.json").read_text())
+    result = json.loads((grid[0] / run / "result.json").read_text())
     assert (result["stage"], result["seed"], result["lam"]) == ("retrained", 0, 1.0)
     assert (trial["val"], trial["test"]) == (result["val"], result["test"])
     assert trial["params"] == pytest.approx(result["params"]["multiple"] - 1)
     assert trial["layers_adapted"] == result["layers_adapted"]
 
 
-def test_a_sweep_trains_what_the_verbs_train(small, tmp_path, capsys):
-    run = swept(capsys, *small, "--out", tmp_path / "sweep")["trials"][2]["runs"][0]
+def test_a_sweep_trains_what_the_verbs_train(grid, tmp_path, capsys):
+    run = grid[1]["trials"][2]["runs"][0]
     out = tmp_path / "probe"
     same = ["--px", 16, "--limit", 100, "--epochs", 2, "--device", "cpu", "--seed", 0]
     code, _, err = call(
@@ -85,23 +99,23 @@ def test_a_sweep_trains_what_the_verbs_train(small, tmp_path, capsys):
         "--mode", "probe", *same, "--out", out,
     )  # fmt: skip
     assert code == 0, err
-    there, here = tmp_path / "sweep" / run / "student.safetensors", out / "student.safetensors"
+    there, here = grid[0] / run / "student.safetensors", out / "student.safetensors"
     assert there.read_bytes() == here.read_bytes()
 
 
-def test_a_finished_sweep_is_shown_without_training(small, tmp_path, capsys):
-    first = swept(capsys, *small, "--out", tmp_path / "sweep")
-    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("result.json")}
-    assert swept(capsys, *small, "--out", tmp_path / "sweep") == first
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("result.json")} == files
+def test_a_finished_sweep_is_shown_without_training(small, grid, capsys):
+    out, first = grid
+    files = {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
+    assert swept(capsys, *small, "--out", out) == first
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("result.json")} == files
 
 
-def test_the_order_of_values_makes_no_other_sweep(small, tmp_path, capsys):
-    first = swept(capsys, *small, "--out", tmp_path / "sweep")
+def test_the_order_of_values_makes_no_other_sweep(small, grid, capsys):
+    out, first = grid
     other = list(map(str, small))
     other[other.index("taps")], other[other.index("probe")] = "probe", "taps"
     other[-2:] = ["1", "0"]
-    again = swept(capsys, *other, "--out", tmp_path / "sweep")
+    again = swept(capsys, *other, "--out", out)
     by_point = lambda line: json.dumps(line["point"], sort_keys=True)  # noqa: E731
     assert sorted(table(again), key=by_point) == sorted(table(first), key=by_point)
 
@@ -196,24 +210,22 @@ def test_a_search_may_be_asked_for_more_trials_later(tmp_path, capsys):
     assert table(more)[:1] == table(first)
 
 
-def test_several_processes_of_one_command(small, tmp_path, capsys):
-    alone = swept(capsys, *small, "--out", tmp_path / "alone")
+def test_several_processes_of_one_command(small, grid, tmp_path, capsys):
     code, out, err = call(
         capsys, "sweep", *small, "--processes", 2, "--out", tmp_path / "two", "--json"
     )
     assert code == 0, err
-    assert table(json.loads(out)) == table(alone)
+    assert table(json.loads(out)) == table(grid[1])
 
 
-def test_python_and_shell_do_the_same(small, tmp_path, capsys):
-    shell = swept(capsys, *small, "--out", tmp_path / "shell")
+def test_python_and_shell_do_the_same(grid, tmp_path):
     options = Sweep(
         out=tmp_path / "python", task=("digits",), backbone=("small_resnet",), weights="random",
         method=("taps", "probe"), lam=(1.0,), seed=(0, 1), retrain_epochs=1,
         train=Recipe(epochs=1, device="cpu", select="last", schedule="constant"),
         images=Sweep.__dataclass_fields__["images"].default_factory().__class__(px=16, limit=100),
     )  # fmt: skip
-    assert table(sweep(options)) == table(shell)
+    assert table(sweep(options)) == table(grid[1])
 
 
 def test_a_trial_that_diverges_fails_alone_and_is_named(tmp_path, capsys):
