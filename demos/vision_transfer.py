@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
 def _pool(workers: int) -> Executor:
     if workers == 1:
         return ThreadPoolExecutor(1)
-    return ProcessPoolExecutor(workers, _study.fresh_processes())
+    return ProcessPoolExecutor(workers, _study.fresh_processes(), _study.end_with_parent)
 
 
 def _data(options: Options, name: str, images: int | None = None) -> Data:

@@ -214,8 +214,6 @@ def show(report: dict[str, Any]) -> None:
 
 
 def _check(config: Config) -> None:
-    method = catalog.load("students", config.method, "method")
-    settings_of(method.Config, pairs(method.Config, config.option))
     for name in ("px", "batch", "threads", "rounds", "steps"):
         if (value := getattr(config, name)) < 1:
             raise BadInput(f"{name} is {value}; give --{name} 1 or more")

@@ -152,6 +152,9 @@ def _parse(kind: Any, verb: str, args: list[str], begun: Any = None) -> Any:
         raise BadInput(_unboxed(said.getvalue())) from None
 
 
+_NAMED, _TOLD = 4, 8  # indents in tyro's box of names, and of what they are for
+
+
 def _unboxed(box: str) -> str:
     """What tyro says of wrong options in a titled box, in one line.
 
@@ -169,9 +172,6 @@ def _unboxed(box: str) -> str:
         elif indent < _TOLD:
             sections[-1] += f" {words}" if sections[-1].endswith(":") else f", {words}"
     return "; ".join(section.strip().rstrip(".") for section in sections if section)
-
-
-_NAMED, _TOLD = 4, 8  # indents of names, and of what they are for
 
 
 def _teller(machine: bool) -> Callable[[str], Any]:

@@ -1,8 +1,9 @@
-"""One thread for the whole suite: its networks are so small that threads only wait."""
+"""How the suite runs: threads, disk, order and processes."""
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
+# One thread, of the processes that tests start too: networks so small that threads only wait.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
@@ -24,5 +25,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_xdist_auto_num_workers():
     """One more than cores, for a test that waits for another process leaves its core idle."""
-    ours = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
+    ours = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
     return min(len(ours) + 1, 8)

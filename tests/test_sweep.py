@@ -47,13 +47,8 @@ def table(result):
     return [{name: trial.get(name) for name in SAME} for trial in result["trials"]]
 
 
+# A grid of four trials.
 SMALL = ["--task", "digits", *TINY, "--method", "taps", "probe", "--lam", "1", "--seed", "0", "1"]
-
-
-@pytest.fixture
-def small():
-    """A grid of four trials."""
-    return [*SMALL]
 
 
 @pytest.fixture(scope="module")
@@ -103,16 +98,16 @@ def test_a_sweep_trains_what_the_verbs_train(grid, tmp_path, capsys):
     assert there.read_bytes() == here.read_bytes()
 
 
-def test_a_finished_sweep_is_shown_without_training(small, grid, capsys):
+def test_a_finished_sweep_is_shown_without_training(grid, capsys):
     out, first = grid
     files = {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
-    assert swept(capsys, *small, "--out", out) == first
+    assert swept(capsys, *SMALL, "--out", out) == first
     assert {p: p.stat().st_mtime_ns for p in out.rglob("result.json")} == files
 
 
-def test_the_order_of_values_makes_no_other_sweep(small, grid, capsys):
+def test_the_order_of_values_makes_no_other_sweep(grid, capsys):
     out, first = grid
-    other = list(map(str, small))
+    other = list(map(str, SMALL))
     other[other.index("taps")], other[other.index("probe")] = "probe", "taps"
     other[-2:] = ["1", "0"]
     again = swept(capsys, *other, "--out", out)
@@ -132,10 +127,10 @@ def test_a_run_that_another_worker_finished_meanwhile_is_not_trained_again(tmp_p
     assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
 
 
-def test_another_study_finds_the_runs_of_the_first_by_their_content(small, tmp_path, capsys):
-    first = swept(capsys, *small, "--out", tmp_path / "sweep")
+def test_another_study_finds_the_runs_of_the_first_by_their_content(tmp_path, capsys):
+    first = swept(capsys, *SMALL, "--out", tmp_path / "sweep")
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep").rglob("result.json")}
-    wider = [*small, "--option", "price=params", "--out", tmp_path / "sweep", "--study", "wider"]
+    wider = [*SMALL, "--option", "price=params", "--out", tmp_path / "sweep", "--study", "wider"]
     wider[wider.index("--seed") + 1 : wider.index("--seed") + 3] = [0, 1, 2]
     result = swept(capsys, *wider)
     assert result["total"] == 6
@@ -210,9 +205,9 @@ def test_a_search_may_be_asked_for_more_trials_later(tmp_path, capsys):
     assert table(more)[:1] == table(first)
 
 
-def test_several_processes_of_one_command(small, grid, tmp_path, capsys):
+def test_several_processes_of_one_command(grid, tmp_path, capsys):
     code, out, err = call(
-        capsys, "sweep", *small, "--processes", 2, "--out", tmp_path / "two", "--json"
+        capsys, "sweep", *SMALL, "--processes", 2, "--out", tmp_path / "two", "--json"
     )
     assert code == 0, err
     assert table(json.loads(out)) == table(grid[1])
@@ -379,30 +374,30 @@ def test_bad_input_is_one_line_before_any_work(case, tmp_path, capsys):
     assert not [*tmp_path.rglob("result.json")]
 
 
-def test_a_folder_of_something_else_is_left_alone(small, tmp_path, capsys):
+def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("mine")
     assert "no folder of a sweep but holds 'thesis.tex'" in one_line(
-        capsys, *small, "--out", tmp_path
+        capsys, *SMALL, "--out", tmp_path
     )
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{", '{"schema": 1}', '{"schema": 1, "images": 3}'])
-def test_a_damaged_note_of_a_sweep_is_one_line(small, text, tmp_path, capsys):
+def test_a_damaged_note_of_a_sweep_is_one_line(text, tmp_path, capsys):
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "sweep.json").write_text(text)
-    error = one_line(capsys, *small, "--out", tmp_path / "sweep")
+    error = one_line(capsys, *SMALL, "--out", tmp_path / "sweep")
     assert "sweep.json" in error
     assert "damaged" in error or "cannot be read" in error
 
 
-def test_another_search_space_is_refused_and_finished_trials_stay(small, tmp_path, capsys):
-    first = swept(capsys, *small, "--out", tmp_path / "sweep")
-    other = ["10" if word == "1" else word for word in map(str, small)]
+def test_another_search_space_is_refused_and_finished_trials_stay(tmp_path, capsys):
+    first = swept(capsys, *SMALL, "--out", tmp_path / "sweep")
+    other = ["10" if word == "1" else word for word in map(str, SMALL)]
     other[other.index("--seed") + 2] = "1"
     error = one_line(capsys, *other, "--out", tmp_path / "sweep")
     assert "another search space (lam: [1.0] there, [10.0] now)" in error
-    assert swept(capsys, *small, "--out", tmp_path / "sweep") == first
+    assert swept(capsys, *SMALL, "--out", tmp_path / "sweep") == first
 
 
 def images(root, shade):
